@@ -1,0 +1,151 @@
+"""Writes what a run leaves: `fit.json` after training; predictions and `metrics.json` after the evaluation."""
+
+import resource
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import pyarrow as pa
+import torch
+from influence_masking import InfluenceMasking
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_app.results import FIT_FILE, METRICS_FILE, PREDICTIONS_FILE, read_json, write_json, write_parquet
+
+PACKAGES = ("torch", "lightning", "transformers", "datasets", "peft", "torchmetrics")
+
+
+class Recorder(Callback):
+    """Records a condition into its run folder; always on.
+
+    `metrics.json` is written last and atomically: a folder that has it holds a complete condition.
+    """
+
+    def __init__(self) -> None:
+        self._batches: list[dict[str, torch.Tensor]] = []
+        self._started: dict[str, float] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Starts the clock and the memory gauge of a phase."""
+        self._started[stage] = perf_counter()
+        self._batches.clear()
+        reset_peak_memory(trainer.strategy.root_device)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Training begins here; what came before is set-up, a mask's gradient included."""
+        self._started["train"] = perf_counter()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the mask and what is known of the training."""
+        now, folder = perf_counter(), Path(trainer.default_root_dir)
+        if not trainer.is_global_zero:
+            return
+        record = {
+            "trainable_parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
+            "optimisation_steps": trainer.global_step,
+            "epochs": trainer.current_epoch,
+            "seconds": {"fit": now - self._started["fit"], "train": now - self._started.get("train", now)},
+            "fit_peak_memory_bytes": peak_memory(trainer.strategy.root_device),
+        }
+        for callback in trainer.callbacks:
+            if isinstance(callback, InfluenceMasking) and callback.mask is not None:
+                record["seconds"] |= callback.seconds
+                record |= _masking_record(callback)
+                callback.mask.save(folder / "mask.safetensors", dataset=trainer.datamodule.name)
+        write_json(folder / FIT_FILE, record)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Keeps the rows, labels and logits of the eval split."""
+        if trainer.state.fn != "fit":
+            self._batches.append({key: value.cpu() for key, value in outputs.items()})
+
+    on_test_batch_end = on_validation_batch_end
+    on_predict_batch_end = on_validation_batch_end
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes predictions, then metrics."""
+        if trainer.state.fn == "validate":
+            self._write(trainer, pl_module, "validate")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The same as a validation."""
+        self._write(trainer, pl_module, "test")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes predictions alone."""
+        write_parquet(Path(trainer.default_root_dir) / PREDICTIONS_FILE, self._predictions())
+
+    def _predictions(self) -> pa.Table:
+        """Columns `row`, `label` and `logits` (a list a row), in the order of the hub's rows."""
+        columns = {key: torch.cat([batch[key] for batch in self._batches]) for key in self._batches[0]}
+        order = columns["row"].argsort(stable=True)
+        return pa.table(
+            {
+                "row": columns["row"][order].numpy(),
+                "label": columns["labels"][order].numpy(),
+                "logits": columns["logits"][order].float().tolist(),
+            }
+        )
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        folder, datamodule = Path(trainer.default_root_dir), trainer.datamodule
+        fit = read_json(folder / FIT_FILE) if (folder / FIT_FILE).is_file() else {}
+        seconds = fit.pop("seconds", {}) | {"evaluate": perf_counter() - self._started[stage]}
+        metrics = {name.removeprefix("eval/"): float(value) for name, value in trainer.callback_metrics.items()}
+        device = trainer.strategy.root_device
+        write_parquet(folder / PREDICTIONS_FILE, self._predictions())
+        write_json(
+            folder / METRICS_FILE,
+            {
+                "dataset": datamodule.name,
+                "arm": folder.parent.name,
+                "seed": pl_module.seed,
+                "backbone": pl_module.backbone_name,
+                **metrics,
+                "eval_split": datamodule.eval_split_name,
+                "early_stop_on": datamodule.early_stop_on,
+                "split_sizes": datamodule.split_sizes,
+                **fit,
+                "seconds": seconds,
+                "peak_memory_bytes": max(fit.get("fit_peak_memory_bytes", 0), peak_memory(device)),
+                "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+                "precision": str(trainer.precision),
+                "versions": {name: version(name) for name in PACKAGES},
+                "dataset_fingerprint": datamodule.fingerprint,
+                "backbone_fingerprint": pl_module.backbone_fingerprint,
+            },
+        )
+
+
+def _masking_record(callback: InfluenceMasking) -> dict[str, Any]:
+    return {
+        "masked_parameters": callback.num_masked,
+        "candidate_parameters": callback.num_candidates,
+        "predicted_change": callback.predicted_change,
+        "measured_change": callback.measured_change,
+        "mask_digest": callback.mask.digest,
+    }
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Starts a new gauge: the device's own on CUDA, the process's high-water mark on Linux."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at the highest since the reset: of the GPU, or of the process (elsewhere than Linux since its start)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "linux":
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

