@@ -5,14 +5,20 @@ import sys
 from importlib import import_module
 
 from lightning_app import __version__
+from lightning_app.errors import user_mistake
 
-COMMANDS = {
-    "fit": ("lightning_app.cli", "train one condition: a dataset, an arm, a seed"),
-    "validate": ("lightning_app.cli", "measure a checkpoint on the eval split; writes metrics and predictions"),
-    "test": ("lightning_app.cli", "the same measurement by the Trainer's test loop"),
-    "predict": ("lightning_app.cli", "write the logits of the eval split"),
-    "experiment": ("lightning_app.experiment", "run datasets x arms x seeds, and compare them"),
-    "report": ("lightning_app.report", "tables and plots of an experiment's results"),
+LIGHTNING_COMMANDS = {
+    "fit": "train one condition: a dataset, an arm, a seed",
+    "validate": "measure a checkpoint on the eval split; writes metrics and predictions",
+    "test": "the same measurement by the Trainer's test loop",
+    "predict": "write the logits of the eval split",
+}
+OTHER_COMMANDS = {
+    "experiment": "run datasets x arms x seeds, and compare them",
+    "report": "tables and plots of an experiment's results",
+}
+COMMANDS = dict.fromkeys(LIGHTNING_COMMANDS, "lightning_app.cli") | {
+    name: f"lightning_app.{name}" for name in OTHER_COMMANDS
 }
 
 
@@ -25,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (_, help_text) in COMMANDS.items():
+    for name, help_text in (LIGHTNING_COMMANDS | OTHER_COMMANDS).items():
         commands.add_parser(name, help=help_text, add_help=False)
     return parser
 
@@ -38,17 +44,13 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     command = build_parser().parse_known_args(argv[:1])[0].command
-    from lightning_app.errors import UsageError
-
-    known: tuple[type[Exception], ...] = (UsageError,)
     try:
-        if command != "report":
-            from lightning_app.errors import user_errors
-
-            known = user_errors()
-        return import_module(COMMANDS[command][0]).main(argv[1:] if command in ("experiment", "report") else argv)
-    except known as error:
-        print(f"influence {command}: error: {error}", file=sys.stderr)
+        return import_module(COMMANDS[command]).main(argv if command in LIGHTNING_COMMANDS else argv[1:])
+    except Exception as error:
+        mistake = user_mistake(error)
+        if mistake is None:
+            raise
+        print(f"influence {command}: error: {mistake}", file=sys.stderr)
         return 2
 
 

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from datamodules import TextDataModule
-from lightning.pytorch import LightningModule, Trainer
 from jsonargparse._util import import_object
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from modules import Baseline, Classifier
-from modules.backbone import check_backbone, resolve_backbone
 
+from datamodules import TextDataModule
 from lightning_app.recorder import Recorder
+from modules import Classifier
+from modules.backbone import check_backbone, resolve_backbone
 
 
 class SaveConfig(SaveConfigCallback):
@@ -40,7 +40,7 @@ class InfluenceCLI(LightningCLI):
 
     def __init__(self, args: ArgsType, run: bool = True) -> None:
         parser_kwargs = {"exit_on_error": False}
-        commands = {name: parser_kwargs for name in self.subcommands()} if run else {}
+        commands = dict.fromkeys(self.subcommands(), parser_kwargs) if run else {}
         super().__init__(
             model_class=Classifier,
             datamodule_class=TextDataModule,
@@ -82,8 +82,11 @@ class InfluenceCLI(LightningCLI):
         logger = config.trainer.get("logger")
         if hasattr(logger, "init_args") and "save_dir" in logger.init_args:
             logger.init_args.save_dir = str(run)
+        if self.subcommand and config.weights_only is None:
+            config.weights_only = True  # a checkpoint is read without executing anything in it
         model = config.model.init_args
-        if self.subcommand in (None, "fit") and model.start is None and config.model.class_path != _path_of(Baseline):
+        needs_start = import_object(config.model.class_path).needs_start
+        if self.subcommand == "fit" and model.start is None and needs_start:
             model.start = str(experiment / dataset / "baseline" / seed / "start.safetensors")
 
 
@@ -108,10 +111,6 @@ class CheckCLI(InfluenceCLI):
         if prepare:
             self.datamodule.prepare_data()
             self.datamodule.setup("fit")
-
-
-def _path_of(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def main(argv: list[str]) -> int:

@@ -19,9 +19,8 @@ from typing import Any
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
-from lightning_app.errors import UsageError, user_errors
-from lightning_app.report import write_report
-from lightning_app.results import METRICS_FILE, read_json, write_json, write_text
+from lightning_app.errors import UsageError, user_mistake
+from lightning_app.files import METRICS_FILE, read_json, write_json, write_text
 
 CONDITION_FILE, ERROR_FILE = "condition.json", "error.txt"
 QUICK_SIZE = 50
@@ -170,7 +169,8 @@ def check_inputs(conditions: list[Condition]) -> None:
     one_an_arm = {condition.arm: condition for condition in reversed(conditions)}
     for condition in conditions:
         if condition is one_a_dataset[condition.dataset] or condition is one_an_arm[condition.arm]:
-            CheckCLI(command_line(condition)).check(prepare=condition is one_a_dataset[condition.dataset])
+            with quiet():
+                CheckCLI(command_line(condition)).check(prepare=condition is one_a_dataset[condition.dataset])
 
 
 def run_conditions(conditions: list[Condition], todo: list[Condition]) -> dict[Condition, str]:
@@ -190,7 +190,7 @@ def run_conditions(conditions: list[Condition], todo: list[Condition]) -> dict[C
         failure = _try(condition)
         if failure:
             failures[condition] = failure
-            print(f"{label}: FAILED: {failure}", flush=True)
+            print(f"{label}: FAILED, the reason is told at the end", flush=True)
         else:
             print(f"{label}: {_headline(condition)} in {perf_counter() - start:.0f} s", flush=True)
     return failures
@@ -200,9 +200,10 @@ def _try(condition: Condition) -> str | None:
     """Runs a condition; returns why it failed. A fault of ours leaves its traceback in the condition's folder."""
     try:
         run_condition(condition)
-    except user_errors() as error:
-        return str(error)
     except Exception as error:  # one condition's fault must not cost the others; it is kept, told and counted
+        mistake = user_mistake(error)
+        if mistake:
+            return str(mistake)
         write_text(condition.folder / ERROR_FILE, traceback.format_exc())
         return f"{type(error).__name__}: {error} (traceback: {condition.folder / ERROR_FILE})"
     finally:
@@ -233,6 +234,16 @@ def command_line(condition: Condition) -> list[str]:
     return [*words, f"--trainer.enable_progress_bar={str(sys.stderr.isatty()).lower()}"]
 
 
+EXPECTED_WARNINGS = (
+    ".*does not have many workers.*",  # rows are tokenised beforehand: a worker would have nothing to do
+    ".*smaller than the logging interval.*",
+    ".*module\\(s\\) in eval mode at the start of training.*",  # a frozen backbone
+    ".*this fit will run with no optimizer.*",  # `tune: none`
+    ".*treespec, LeafSpec.*",
+    ".*is_gradient_checkpointing.*",
+)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Leaves out what Lightning tells of each run; warnings of ours and of torch stay."""
@@ -242,7 +253,8 @@ def quiet() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "transformers")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        for message in EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         try:
@@ -270,6 +282,8 @@ def main(argv: list[str]) -> int:
         check_inputs(todo)
     failures = run_conditions(conditions, todo)
     if any(condition.is_complete for condition in conditions):
+        from lightning_app.report import write_report  # the plotting library is loaded when there is something to plot
+
         print(f"\n{write_report(folder)}")
     for condition, reason in failures.items():
         print(f"failed: {condition}: {reason}", file=sys.stderr)

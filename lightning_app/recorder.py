@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from influence_masking import InfluenceMasking
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_app.results import FIT_FILE, METRICS_FILE, PREDICTIONS_FILE, read_json, write_json, write_parquet
+from influence_masking import InfluenceMasking
+from lightning_app.files import FIT_FILE, METRICS_FILE, PREDICTIONS_FILE, read_json, write_json, write_parquet
 
 PACKAGES = ("torch", "lightning", "transformers", "datasets", "peft", "torchmetrics")
 

@@ -8,15 +8,34 @@ from jsonargparse import ArgumentParser
 from scipy import stats
 
 from lightning_app.errors import UsageError
-from lightning_app.results import METRICS_FILE, load_results, write_text
+from lightning_app.files import METRICS_FILE, read_json, write_text
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen before the first figure)
+import matplotlib.pyplot as plt
 
 ARM_ORDER = ("baseline", "influence", "influence_tuned", "lora", "full_ft")
 DATASET_ORDER = ("sst2", "agnews", "dbpedia", "yelp")
 COLOURS = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 """Okabe and Ito's palette, which the colour-blind can tell apart; one colour an arm."""
+
+
+def load_results(experiment: Path) -> pd.DataFrame:
+    """One row a complete condition of `<outputs>/<experiment>`, in the order of dataset, arm and seed.
+
+    Raises:
+        UsageError: If the folder holds no complete condition.
+    """
+    files = sorted(experiment.glob(f"*/*/seed*/{METRICS_FILE}"))
+    if not files:
+        raise UsageError(
+            f"No results in {experiment}: asked for <dataset>/<arm>/seed<k>/{METRICS_FILE}, found none. "
+            "Make them: influence experiment"
+        )
+    rows = [read_json(file) for file in files]
+    missing = [str(file) for file, row in zip(files, rows, strict=True) if not {"dataset", "arm", "seed"} <= row.keys()]
+    if missing:
+        raise UsageError(f"{missing[0]} names no dataset, arm and seed. Delete it and run the condition again.")
+    return pd.DataFrame(rows).sort_values(["dataset", "arm", "seed"], ignore_index=True)
 
 
 def summarise(results: pd.DataFrame) -> pd.DataFrame:

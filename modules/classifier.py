@@ -39,6 +39,9 @@ class Classifier(LightningModule):
         StartError: If the start is missing or was made with another backbone or number of classes.
     """
 
+    needs_start = True
+    """Whether the arm begins from the baseline start."""
+
     stores_frozen = False
     """Whether checkpoints hold the frozen weights too. An arm that changes them must say True."""
 

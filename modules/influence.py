@@ -2,10 +2,10 @@
 
 from typing import Any, Literal
 
-from influence_masking import InfluenceMasking
 from jsonargparse.typing import OpenUnitInterval
 from lightning.pytorch import Callback
 
+from influence_masking import InfluenceMasking
 from modules.classifier import Classifier
 
 

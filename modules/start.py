@@ -2,12 +2,11 @@
 
 import json
 import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 
@@ -44,21 +43,21 @@ class Start:
         """
         path = Path(path)
         if not path.is_file():
-            raise StartError(f"No baseline start at {path}. Every arm but the baseline begins from it. {_make_it(path)}")
+            raise StartError(f"No baseline start at {path}: the other arms begin from it. {_make_it(path)}")
         try:
             with safe_open(path, framework="pt") as file:
                 reference = StartReference(**json.loads((file.metadata() or {})["start"]))
-                return cls(path, {name: file.get_tensor(name) for name in file.keys()}, reference)
+                names = file.keys()
+                return cls(path, {name: file.get_tensor(name) for name in names}, reference)
         except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise StartError(f"{path} is not a baseline start ({error}). {_make_it(path)}") from error
 
     def save(self) -> None:
         """Writes the file whole or not at all."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = save(self.head, metadata={"start": json.dumps(asdict(self.reference))})
-        with tempfile.NamedTemporaryFile(dir=self.path.parent, delete=False) as file:
-            file.write(content)
-        os.replace(file.name, self.path)
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        save_file(self.head, temporary, metadata={"start": json.dumps(asdict(self.reference))})
+        temporary.replace(self.path)
 
     def check_backbone(self, fingerprint: str, name: str, num_labels: int) -> None:
         """Raises StartError unless the head was trained on this backbone, for this number of classes."""
