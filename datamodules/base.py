@@ -1,0 +1,260 @@
+"""What every dataset of this package does: split, tokenise, cache, and give batches."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+
+from datamodules.batching import BatchSampler, ResumableDataLoader, TokenizedRows
+from datamodules.cache import cached_table, table_digest, text_digest
+from datamodules.errors import DataError
+from datamodules.splits import PROTOCOL, SPLITS, SplitSizes, draw_splits
+from datamodules.tokenizers import load_tokenizer, tokenize, tokenizer_digest
+
+TrainOn = Literal["train", "head_init"]
+EarlyStopOn = Literal["dev", "eval"]
+Batches = DataLoader[dict[str, Tensor]]
+
+CALIBRATION_BATCH_SIZE = 32
+"""Rows at most. Fixed, so that a gradient over the train split does not depend on the training batch size."""
+
+
+class TextDataModule(LightningDataModule, ABC):
+    """Text classification on splits of fixed sizes: ``head_init``, ``train`` and ``dev`` from a pool, and ``eval``.
+
+    A dataset is a subclass that sets the class attributes and defines :meth:`load_source`. The splits follow
+    :mod:`datamodules.splits`; they and their tokens are kept in ``cache_dir``. A batch is a dict of int64 tensors:
+    ``input_ids`` and ``attention_mask`` [B, T], padded on the right, ``labels`` [B], and ``row`` [B], the place of the
+    example in the split of the source it comes from.
+
+    Args:
+        tokenizer: hub id or folder of a tokenizer.
+        batch_size: rows of a training batch, on each device.
+        eval_batch_size: rows of a batch of dev or eval.
+        max_length: tokens a text is cut to.
+        head_init_size: rows that the head of the baseline start is trained on.
+        train_size: rows that the arms are trained on and that masks are made from.
+        dev_size: rows for early stopping and every choice.
+        eval_size: rows of the evaluation split, stratified; all of them if None. Changes no other split.
+        train_on: the split that :meth:`train_dataloader` draws from.
+        early_stop_on: the split that validation looks at during a fit.
+        pad_lengths: lengths to pad batches to (each length is one compilation on a TPU); None pads to the longest row.
+        seed: of the splits and of the order of training.
+        cache_dir: folder for splits and tokens.
+        num_workers: processes that make batches.
+
+    Attributes:
+        fingerprint: sha256 of the source's content, the sizes, the seed and the protocol; set by :meth:`setup`.
+        split_sizes: rows of each split; set by :meth:`setup`.
+
+    Raises:
+        DataError: an argument is out of range.
+    """
+
+    name: str
+    label_names: Sequence[str]
+    eval_split_name: str
+
+    def __init__(
+        self,
+        tokenizer: str,
+        batch_size: int = 16,
+        eval_batch_size: int = 64,
+        max_length: int = 128,
+        head_init_size: int = 500,
+        train_size: int = 1000,
+        dev_size: int = 500,
+        eval_size: int | None = None,
+        train_on: TrainOn = "train",
+        early_stop_on: EarlyStopOn = "dev",
+        pad_lengths: list[int] | None = None,
+        seed: int = 0,
+        cache_dir: str | Path = "outputs/cache",
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.tokenizer_path = tokenizer
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.max_length = max_length
+        self.sizes = SplitSizes(head_init_size, train_size, dev_size, eval_size)
+        self.train_on = train_on
+        self.early_stop_on = early_stop_on
+        self.pad_lengths = pad_lengths
+        self.seed = seed
+        self.cache_dir = Path(cache_dir)
+        self.num_workers = num_workers
+        self.fingerprint = ""
+        self.split_sizes: dict[str, int] = {}
+        self._rows: dict[str, TokenizedRows] = {}
+        self._check_arguments()
+
+    @abstractmethod
+    def load_source(self) -> tuple[pa.Table, pa.Table]:
+        """Returns the training pool and the evaluation rows: tables of ``row`` and ``label`` (int64) and ``text``.
+
+        An unlabelled row has label -1. No column has nulls.
+
+        Raises:
+            DataError: the data cannot be had or does not look as it should.
+        """
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes; known without a download."""
+        return len(self.label_names)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, with a pad token and padding on the right."""
+        return load_tokenizer(self.tokenizer_path, self.max_length)
+
+    @property
+    def pad_token_id(self) -> int:
+        """The token that batches are padded with."""
+        return self.tokenizer.pad_token_id
+
+    def prepare_data(self) -> None:
+        """Downloads, splits and tokenises, in one process, so that the others find all of it in the caches."""
+        self.setup()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Makes the splits and their tokens, or reads them from the cache; a second call does nothing.
+
+        Raises:
+            DataError: the data or the tokenizer cannot be had, a class has too few rows, or the trainer has
+                ``overfit_batches``, for which Lightning would take the batches apart.
+        """
+        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
+            raise DataError("overfit_batches does not go with batches made by length: lower train_size instead.")
+        if self._rows:
+            return
+        splits = self._load_splits()
+        tokens = self._load_tokens(splits)
+        self._rows = {split: self._select(splits, tokens, split) for split in SPLITS}
+        self.split_sizes = {split: len(rows) for split, rows in self._rows.items()}
+        rank_zero_info(f"{self.name}: {self.split_sizes}, fingerprint {self.fingerprint[:12]}")
+
+    def train_dataloader(self) -> Batches:
+        """Returns shuffled batches of ``train_on``, grouped by length; this rank's share in a distributed run."""
+        rows = self._rows[self.train_on]
+        sampler = BatchSampler(rows.widths, self.batch_size, shuffle=True, seed=self.seed, **self._ranks())
+        return ResumableDataLoader(rows, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+
+    def val_dataloader(self) -> Batches:
+        """Returns ``early_stop_on`` during a fit, eval when validating, and dev where there is no trainer."""
+        if self.trainer is None:
+            return self.ordered_dataloader("dev")
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        return self.ordered_dataloader(self.early_stop_on if fitting else "eval")
+
+    def test_dataloader(self) -> Batches:
+        """Returns eval, longest rows first."""
+        return self.ordered_dataloader("eval")
+
+    def predict_dataloader(self) -> Batches:
+        """Returns eval, longest rows first."""
+        return self.ordered_dataloader("eval")
+
+    def calibration_dataloader(self) -> Batches:
+        """Returns every row of ``train`` once, in groups of at most 32 of about the same length, on every rank.
+
+        The groups depend on the split alone: not on the batch size, the workers or ``train_on``.
+        """
+        return self._ordered(self._rows["train"], CALIBRATION_BATCH_SIZE)
+
+    def ordered_dataloader(self, split: str) -> Batches:
+        """Returns every row of ``split`` once, longest first; this rank's share in a distributed run."""
+        return self._ordered(self._rows[split], self.eval_batch_size, **self._ranks())
+
+    def _ordered(self, rows: TokenizedRows, batch_size: int, **ranks: int) -> Batches:
+        sampler = BatchSampler(rows.widths, batch_size, shuffle=False, **ranks)
+        return DataLoader(rows, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+
+    def _ranks(self) -> dict[str, int]:
+        """Returns how many processes share the data and which of them this is; nothing when it is alone."""
+        kwargs = self.trainer.distributed_sampler_kwargs if self.trainer else None
+        return kwargs or {}
+
+    def _load_splits(self) -> pa.Table:
+        """Returns the table of ``row``, ``text``, ``label`` and ``split``, and sets the fingerprint."""
+        pool, held_out = self.load_source()
+        sizes = json.dumps(asdict(self.sizes), sort_keys=True)
+        self.fingerprint = text_digest(PROTOCOL, sizes, str(self.seed), table_digest(pool), table_digest(held_out))
+        path = self.cache_dir / "splits" / f"{self.name}-{self.fingerprint[:16]}.parquet"
+        key = {"protocol": PROTOCOL, "fingerprint": self.fingerprint}
+        return cached_table(path, key, lambda: self._draw(pool, held_out))
+
+    def _draw(self, pool: pa.Table, held_out: pa.Table) -> pa.Table:
+        """Draws the splits and puts their rows one below the other."""
+        pool_texts, pool_labels = pool.column("text").to_pylist(), pool.column("label").to_pylist()
+        eval_texts, eval_labels = held_out.column("text").to_pylist(), held_out.column("label").to_pylist()
+        drawn = draw_splits(pool_texts, pool_labels, eval_texts, eval_labels, self.sizes, self.seed, self.label_names)
+        parts = [
+            (held_out if split == "eval" else pool)
+            .take(drawn[split])
+            .select(["row", "text", "label"])
+            .append_column("split", pa.repeat(split, len(drawn[split])))
+            for split in SPLITS
+        ]
+        return pa.concat_tables(parts)
+
+    def _load_tokens(self, splits: pa.Table) -> pa.Table:
+        """Returns the table of ``input_ids``, a list for each row of ``splits``."""
+        digest = tokenizer_digest(self.tokenizer)
+        key = {"fingerprint": self.fingerprint, "tokenizer": digest, "max_length": str(self.max_length)}
+        path = self.cache_dir / "tokens" / f"{self.name}-{text_digest(*key.values())[:16]}.parquet"
+        texts = splits.column("text")
+        return cached_table(path, key, lambda: tokenize(self.tokenizer, texts.to_pylist(), self.max_length))
+
+    def _select(self, splits: pa.Table, tokens: pa.Table, split: str) -> TokenizedRows:
+        """Returns the rows of one split."""
+        of_split = np.flatnonzero(splits.column("split").to_numpy() == split)
+        chosen, input_ids = splits.take(of_split), tokens.column("input_ids").take(of_split)
+        return TokenizedRows(
+            _tensor(pc.list_flatten(input_ids)),
+            _tensor(pc.list_value_length(input_ids)),
+            _tensor(chosen.column("label")),
+            _tensor(chosen.column("row")),
+            self.pad_token_id,
+            self.pad_lengths,
+        )
+
+    def _check_arguments(self) -> None:
+        """Refuses sizes and names that cannot be meant, by name."""
+        for name in ("batch_size", "eval_batch_size", "max_length"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for split, size in asdict(self.sizes).items():
+            enough = size is None or size >= self.num_labels
+            _require(enough, f"{split}_size", size, f"at least {self.num_labels}, one row a class")
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        _require(self.num_workers >= 0, "num_workers", self.num_workers, "0 or more")
+        _require(self.train_on in get_args(TrainOn), "train_on", self.train_on, "'train' or 'head_init'")
+        _require(self.early_stop_on in get_args(EarlyStopOn), "early_stop_on", self.early_stop_on, "'dev' or 'eval'")
+        reaches = self.pad_lengths is None or max(self.pad_lengths, default=0) >= self.max_length
+        _require(reaches, "pad_lengths", self.pad_lengths, f"lengths up to max_length, {self.max_length}")
+
+
+def _tensor(column: pa.ChunkedArray) -> Tensor:
+    """Copies a column of numbers into a tensor."""
+    return torch.tensor(column.to_numpy())
+
+
+def _require(holds: bool, name: str, found: object, wanted: str) -> None:
+    """Raises for an argument out of range."""
+    if not holds:
+        raise DataError(f"{name} is {found!r}, but must be {wanted}.")

@@ -1,0 +1,49 @@
+"""The tokenizer: loaded, identified and run over all texts at once."""
+
+import json
+from collections.abc import Sequence
+
+import pyarrow as pa
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from datamodules.cache import text_digest
+from datamodules.errors import DataError
+from datamodules.hub_access import OFFLINE_ADVICE, endpoint, is_reachable
+
+
+def load_tokenizer(path: str, max_length: int) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer of a hub repository or a folder; it pads on the right, with eos if it has no pad token.
+
+    Raises:
+        DataError: there is none at ``path``, or it takes fewer than ``max_length`` tokens.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=not is_reachable(path, "model"))
+    except Exception as err:
+        raise DataError(
+            f"The tokenizer {path!r} could not be loaded, neither from a folder nor from {endpoint()} nor from a local "
+            f"copy ({type(err).__name__}). {OFFLINE_ADVICE}"
+        ) from err
+    if max_length > tokenizer.model_max_length:
+        raise DataError(f"max_length is {max_length}, but the model of {path!r} takes {tokenizer.model_max_length}.")
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise DataError(f"The tokenizer {path!r} has neither a pad token nor an eos token: set one in its files.")
+    return tokenizer
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Returns a digest of all that decides the tokens of a text."""
+    if not tokenizer.is_fast:
+        return text_digest(type(tokenizer).__name__, json.dumps(tokenizer.get_vocab(), sort_keys=True))
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    return text_digest(json.dumps(content | {"truncation": None, "padding": None}, sort_keys=True))
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> pa.Table:
+    """Returns ``input_ids`` (lists of int32), special tokens included; a text without tokens becomes one pad token."""
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_length, return_attention_mask=False)
+    rows = [ids or [tokenizer.pad_token_id] for ids in encoded["input_ids"]]
+    return pa.table({"input_ids": pa.array(rows, pa.list_(pa.int32()))})

@@ -1,0 +1,166 @@
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datamodules import DataError
+from datamodules.cache import text_digest
+from datamodules.splits import SplitSizes, allocate, draw_keys, draw_splits, normalise
+
+NAMES = ("no", "yes", "maybe")
+SIZES = SplitSizes(head_init=20, train=40, dev=20)
+
+
+def make_rows(size, word="text"):
+    texts = [f"{word} number {index}" for index in range(size)]
+    return texts, [index * index % 3 % 2 + index % 2 for index in range(size)]
+
+
+def draw(pool, held_out, sizes=SIZES, seed=0, names=NAMES):
+    return draw_splits(*pool, *held_out, sizes, seed, names)
+
+
+def texts_of(pool, drawn):
+    return {split: [pool[0][row] for row in drawn[split]] for split in ("head_init", "train", "dev")}
+
+
+@given(st.text())
+def test_normalised_text_is_what_letters_and_digits_spell(text):
+    expected = "".join(char for char in normalise(text).decode() if char.isalnum())
+    assert normalise(text).decode() == expected
+    assert normalise(f" {text.upper() if text.isascii() else text} -_!") == normalise(text)
+
+
+@given(st.text(st.characters(codec="ascii")))
+def test_the_short_way_for_ascii_equals_the_long_way(text):
+    assert normalise(text) == normalise(text + "é")[:-2]
+
+
+def test_normalised_text_folds_case_and_compatibility_forms():
+    assert normalise("\uff26\uff55\uff4c\uff4c \ufb01ne STRASSE, \u00b2!") == normalise("full fine straße 2")
+    assert normalise("... !?") == b""
+
+
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=20), st.data())
+def test_allocation_is_exact_and_within_one_of_proportional(counts, data):
+    size = data.draw(st.integers(len(counts), max(len(counts), sum(counts))))
+    shares = allocate(size, counts)
+    assert sum(shares) == size
+    assert min(shares) >= 1
+    if all(size * count >= sum(counts) for count in counts):
+        assert all(abs(share - size * count / sum(counts)) < 1 for share, count in zip(shares, counts, strict=True))
+
+
+def test_allocation_gives_a_rare_class_one_row_at_the_cost_of_the_largest():
+    assert allocate(10, [980, 19, 1]) == [8, 1, 1]
+    assert allocate(4, [50, 50, 50]) == [2, 1, 1]
+
+
+def test_a_split_smaller_than_the_number_of_classes_is_refused():
+    with pytest.raises(DataError, match="2 rows cannot hold a row of each of 3 classes"):
+        allocate(2, [5, 5, 5])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 5), st.randoms(use_true_random=False))
+def test_splits_are_disjoint_stratified_and_do_not_depend_on_the_order_of_rows(seed, rng):
+    pool, held_out = make_rows(300), make_rows(50, "eval")
+    drawn = draw(pool, held_out, seed=seed)
+    rows = drawn["head_init"] + drawn["train"] + drawn["dev"]
+    assert len(set(rows)) == len(rows) == 80
+    counts = [Counter(pool[1])[label] for label in range(3)]
+    for split, size in (("head_init", 20), ("train", 40), ("dev", 20)):
+        found = Counter(pool[1][row] for row in drawn[split])
+        assert [found[label] for label in range(3)] == allocate(size, counts)
+    order = list(range(300))
+    rng.shuffle(order)
+    shuffled = [pool[0][row] for row in order], [pool[1][row] for row in order]
+    assert texts_of(shuffled, draw(shuffled, held_out, seed=seed)) == texts_of(pool, drawn)
+
+
+def test_the_draw_is_the_same_on_every_machine():
+    pool = make_rows(300)
+    texts = texts_of(pool, draw(pool, make_rows(50, "eval")))
+    assert text_digest(*texts["head_init"], *texts["train"], *texts["dev"]).startswith("e60c2505ab2e7366")
+
+
+def test_another_seed_draws_other_rows():
+    pool, held_out = make_rows(300), make_rows(50, "eval")
+    assert draw(pool, held_out, seed=0)["train"] != draw(pool, held_out, seed=1)["train"]
+
+
+def test_no_text_of_eval_is_drawn_from_the_pool_even_where_eval_is_cut():
+    pool, held_out = make_rows(300), make_rows(50, "eval")
+    leaked = [text.upper() + "!" for text in pool[0][:100]]
+    held_out = [*held_out[0], *leaked], [*held_out[1], *pool[1][:100]]
+    drawn = draw(pool, held_out, SplitSizes(20, 40, 20, eval=10))
+    assert min(row for split in ("head_init", "train", "dev") for row in drawn[split]) >= 100
+    assert len(drawn["eval"]) == 10
+
+
+@given(st.integers(3, 50))
+@settings(max_examples=15, deadline=None)
+def test_the_size_of_eval_changes_no_other_split(size):
+    pool, held_out = make_rows(300), make_rows(50, "eval")
+    whole = draw(pool, held_out)
+    cut = draw(pool, held_out, SplitSizes(20, 40, 20, eval=size))
+    assert whole["eval"] == list(range(50))
+    assert len(set(cut["eval"])) == size
+    assert {name: cut[name] for name in ("head_init", "train", "dev")} == {
+        name: whole[name] for name in ("head_init", "train", "dev")
+    }
+
+
+def test_a_smaller_train_is_part_of_a_larger_one_and_moves_nothing_else():
+    pool, held_out = make_rows(300), make_rows(50, "eval")
+    small, large = draw(pool, held_out), draw(pool, held_out, SplitSizes(20, 80, 20))
+    assert set(small["train"]) < set(large["train"])
+    assert (small["head_init"], small["dev"]) == (large["head_init"], large["dev"])
+
+
+def test_repeated_empty_and_unlabelled_rows_are_not_drawn():
+    pool = make_rows(90)
+    texts = pool[0] + [text.title() for text in pool[0]] + ["...", ""] * 20 + [f"unlabelled {row}" for row in range(40)]
+    labels = pool[1] * 2 + [0] * 40 + [-1] * 40
+    drawn = draw((texts, labels), make_rows(50, "eval"))
+    chosen = [row for split in ("head_init", "train", "dev") for row in drawn[split]]
+    assert max(chosen) < 180
+    assert len(set(draw_keys([texts[row] for row in chosen], 0))) == 80
+
+
+def test_of_rows_with_one_text_and_two_labels_the_same_stays_in_any_order():
+    texts, labels = make_rows(90)
+    twice = texts + [text.title() for text in texts], labels + [(label + 1) % 3 for label in labels]
+    order = random.Random(0).sample(range(180), 180)
+    shuffled = [twice[0][row] for row in order], [twice[1][row] for row in order]
+    first, second = draw(twice, make_rows(50, "eval")), draw(shuffled, make_rows(50, "eval"))
+    assert texts_of(twice, first) == texts_of(shuffled, second)
+    assert [twice[1][row] for row in first["train"]] == [shuffled[1][row] for row in second["train"]]
+
+
+def test_too_few_rows_of_a_class_names_class_asked_and_found():
+    texts, _ = make_rows(202)
+    pool = texts, [0, 1] * 100 + [2, 2]
+    with pytest.raises(
+        DataError, match=r"^3 rows of class 'maybe' .* only 2 usable .* Lower head_init_size, train_size"
+    ):
+        draw(pool, make_rows(50, "eval"))
+
+
+def test_a_missing_class_is_an_error():
+    texts, _ = make_rows(300)
+    with pytest.raises(DataError, match="1 rows of class 'maybe' are asked for in all, but only 0"):
+        draw((texts, [0, 1] * 150), make_rows(50, "eval"))
+
+
+@pytest.mark.parametrize("label", [3, -1])
+def test_a_label_that_eval_cannot_have_is_an_error(label):
+    with pytest.raises(DataError, match=rf"evaluation split should have labels 0 to 2, but also has \[{label}\]"):
+        draw(make_rows(300), (["a text"], [label]))
+
+
+def test_an_empty_evaluation_split_is_an_error():
+    with pytest.raises(DataError, match="The evaluation split has no rows"):
+        draw(make_rows(300), ([], []))
