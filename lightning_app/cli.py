@@ -1,7 +1,7 @@
 """`influence fit|validate|test|predict`: LightningCLI over the arms and the datasets."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jsonargparse._util import import_object
 from lightning.pytorch import LightningModule, Trainer
@@ -17,7 +17,7 @@ class SaveConfig(SaveConfigCallback):
     """Saves the configuration into the run's folder: `config.yaml` of a fit, `validate.yaml` of a validation."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, save_to_log_dir=False, **kwargs)
+        super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Writes the file; running it again gives the same run."""
@@ -57,7 +57,7 @@ class InfluenceCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses `args` alone, whatever the process was started with."""
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args(cast(list[str], args))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the names that place a run, and the links between data and model."""

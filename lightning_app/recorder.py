@@ -5,11 +5,12 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from influence_masking import InfluenceMasking
 from lightning_app.files import FIT_FILE, METRICS_FILE, PREDICTIONS_FILE, read_json, write_json, write_parquet
@@ -49,11 +50,11 @@ class Recorder(Callback):
             "seconds": {"fit": now - self._started["fit"], "train": now - self._started.get("train", now)},
             "fit_peak_memory_bytes": peak_memory(trainer.strategy.root_device),
         }
-        for callback in trainer.callbacks:
+        for callback in cast(Any, trainer).callbacks:
             if isinstance(callback, InfluenceMasking) and callback.mask is not None:
                 record["seconds"] |= callback.seconds
                 record |= _masking_record(callback)
-                callback.mask.save(folder / "mask.safetensors", dataset=trainer.datamodule.name)
+                callback.mask.save(folder / "mask.safetensors", dataset=cast(Any, trainer).datamodule.name)
         write_json(folder / FIT_FILE, record)
 
     def on_validation_batch_end(
@@ -94,19 +95,25 @@ class Recorder(Callback):
     def _write(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not trainer.is_global_zero:
             return
-        folder, datamodule = Path(trainer.default_root_dir), trainer.datamodule
+        folder, datamodule = Path(trainer.default_root_dir), cast(Any, trainer).datamodule
         fit = read_json(folder / FIT_FILE) if (folder / FIT_FILE).is_file() else {}
         seconds = fit.pop("seconds", {}) | {"evaluate": perf_counter() - self._started[stage]}
         metrics = {name.removeprefix("eval/"): float(value) for name, value in trainer.callback_metrics.items()}
         device = trainer.strategy.root_device
+        condition = {
+            "dataset": datamodule.name,
+            "arm": folder.parent.name,
+            "seed": pl_module.seed,
+            "backbone": pl_module.backbone_name,
+        }
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(condition, {f"eval/{name}": value for name, value in metrics.items()})
         write_parquet(folder / PREDICTIONS_FILE, self._predictions())
         write_json(
             folder / METRICS_FILE,
             {
-                "dataset": datamodule.name,
-                "arm": folder.parent.name,
-                "seed": pl_module.seed,
-                "backbone": pl_module.backbone_name,
+                **condition,
                 **metrics,
                 "eval_split": datamodule.eval_split_name,
                 "early_stop_on": datamodule.early_stop_on,

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 EMBEDDED_NAME = "all-MiniLM-L6-v2"
@@ -64,7 +64,7 @@ def check_backbone(name: str) -> None:
     _explained(AutoConfig.from_pretrained, name)
 
 
-def load_backbone(name: str) -> nn.Module:
+def load_backbone(name: str) -> PreTrainedModel:
     """Loads the transformer without a task head, in float32 and in train mode.
 
     Raises:
@@ -96,7 +96,7 @@ def _where(name: str) -> str:
     return "that folder" if Path(name).is_dir() else f"{constants.ENDPOINT} (HF_ENDPOINT)"
 
 
-def default_pooling(backbone: nn.Module) -> Pooling:
+def default_pooling(backbone: PreTrainedModel) -> Pooling:
     """`mean` for encoders (they have a masked-language-model class in transformers), `last` for decoders."""
     return "mean" if backbone.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "last"
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
-from transformers import get_linear_schedule_with_warmup
+from transformers import PretrainedConfig, get_linear_schedule_with_warmup
 
 from modules.backbone import backbone_fingerprint, default_pooling, load_backbone, pool
 from modules.start import Start, StartError
@@ -65,10 +65,11 @@ class Classifier(LightningModule):
         self.learning_rate, self.weight_decay, self.warmup_ratio = learning_rate, weight_decay, warmup_ratio
         # before the backbone: a missing start is found in milliseconds
         self.start = Start.load(start) if start else None
-        self.backbone = load_backbone(backbone)
+        pretrained = load_backbone(backbone)
+        self.pooling = default_pooling(pretrained)
+        self.head = self._new_head(pretrained.config)
+        self.backbone: nn.Module = pretrained
         self.backbone_fingerprint = backbone_fingerprint(self.backbone)
-        self.pooling = default_pooling(self.backbone)
-        self.head = self._new_head()
         if self.start:
             self.start.check_backbone(self.backbone_fingerprint, backbone, num_labels)
             self.head.load_state_dict(self.start.head)
@@ -82,10 +83,10 @@ class Classifier(LightningModule):
         self.nll = MeanMetric()
         self.adapt()
 
-    def _new_head(self) -> nn.Linear:
+    def _new_head(self, config: PretrainedConfig) -> nn.Linear:
         """As transformers initialises a classification head: normal, 0.02 wide unless the configuration says else."""
-        head = nn.Linear(self.backbone.config.hidden_size, self.num_labels, bias=self.pooling == "mean")
-        nn.init.normal_(head.weight, std=getattr(self.backbone.config, "initializer_range", 0.02))
+        head = nn.Linear(config.hidden_size, self.num_labels, bias=self.pooling == "mean")
+        nn.init.normal_(head.weight, std=getattr(config, "initializer_range", 0.02))
         if head.bias is not None:
             nn.init.zeros_(head.bias)
         return head
@@ -148,7 +149,11 @@ class Classifier(LightningModule):
             {"params": [p for p in trainable if p.ndim > 1], "weight_decay": self.weight_decay},
             {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=self.learning_rate)
+        optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=self.learning_rate,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = get_linear_schedule_with_warmup(optimizer, int(self.warmup_ratio * steps), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -21,6 +21,8 @@ class Influence(Classifier):
         tail: Which end of the scores is masked. Zeroing theta changes the loss to first order by -|theta| * score,
             so the source document's rule, `lowest`, takes the weights whose removal raises the loss.
         scope: Whether scores are ranked over all candidates, within each layer, or within each tensor.
+        targets: Which weights are candidates: a list of name endings (`q_proj`), or a regular expression that matches
+            whole parameter names. None: the attention and MLP projections.
         num_samples: Rows of the training split the gradient is taken over; None takes all of them.
         tune: What trains under the mask: `none` takes no optimisation step, `head`, or `all`.
         **kwargs: As `Classifier`.
@@ -38,6 +40,7 @@ class Influence(Classifier):
         score: str = "sign_gradient",
         tail: Literal["lowest", "highest"] = "lowest",
         scope: Literal["global", "layer", "tensor"] = "global",
+        targets: list[str] | str | None = None,
         num_samples: int | None = None,
         tune: Literal["none", "head", "all"] = "none",
         **kwargs: Any,
@@ -45,7 +48,13 @@ class Influence(Classifier):
         self.tune = tune
         # before the backbone is loaded, so that a wrong option is found at once
         self.masking = InfluenceMasking(
-            fraction=fraction, score=score, tail=tail, scope=scope, num_samples=num_samples, seed=kwargs.get("seed", 0)
+            fraction=fraction,
+            score=score,
+            tail=tail,
+            scope=scope,
+            targets=targets,
+            num_samples=num_samples,
+            seed=kwargs.get("seed", 0),
         )
         super().__init__(**kwargs)
 

@@ -17,7 +17,7 @@ class LoRA(Classifier):
         **kwargs: As `Classifier`.
     """
 
-    def __init__(self, *, rank: int = 8, alpha: float = 16, dropout: float = 0.0, **kwargs: Any) -> None:
+    def __init__(self, *, rank: int = 8, alpha: int = 16, dropout: float = 0.0, **kwargs: Any) -> None:
         if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
             raise ValueError(
                 "rank must be at least 1, alpha positive and dropout in [0, 1), "

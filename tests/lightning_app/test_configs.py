@@ -2,6 +2,7 @@ import re
 
 import pytest
 import yaml
+
 from lightning_app.cli import InfluenceCLI
 from lightning_app.experiment import build_conditions, build_parser, configs_folder, experiment_folder
 

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+
 from lightning_app.errors import UsageError
 from lightning_app.experiment import (
     CONDITION_FILE,

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+
 from lightning_app.errors import UsageError
 from lightning_app.report import comparison_table, half_width, latest_experiment, load_results, summarise, write_report
 

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
+
 from modules import Baseline, FullFineTuning, LoRA
 from modules.backbone import EMBEDDED_NAME, BackboneError, check_backbone, pool, resolve_backbone
-from transformers import AutoModelForSequenceClassification
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from modules import FullFineTuning, StartError
 from modules.start import Start, StartReference
 

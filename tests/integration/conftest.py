@@ -1,0 +1,60 @@
+"""Runs of the real command line: one small study, made once, that tests look at or repeat."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from integration_helpers import ARMS, ROOT, SHARED, run_influence
+
+
+@pytest.fixture(scope="session")
+def study_words(tiny_qwen: str, data_cache: Path) -> list[str]:
+    """`influence experiment` on a tiny Qwen2: all arms, 50 samples a split, 2 epochs, no download."""
+    grid = ["--datasets", "docstrings", "--arms", *ARMS, "--backbone", tiny_qwen, "--name", "study", "--quick"]
+    sets = [f"data.cache_dir={data_cache}", "trainer.max_epochs=2", "trainer.accelerator=cpu"]
+    return ["experiment", *grid, "--set", *sets]
+
+
+@pytest.fixture(scope="session")
+def study(study_words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The experiment's folder, `outputs/study-quick`, of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("study")
+    done = run_influence(*study_words, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "outputs" / "study-quick"
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Environment for a local hub with real data and a tiny Qwen2 under its true name."""
+    if not (SHARED / "hub" / "serve.py").is_file():
+        pytest.skip("the local hub is not there: ../shared/hub/serve.py")
+    folder = tmp_path_factory.mktemp("hub")
+    maker = [sys.executable, str(SHARED / "hub" / "make_models.py"), "--size", "tiny", str(folder / "models")]
+    subprocess.run(maker, check=True, capture_output=True)
+    roots = ["--root", str(SHARED / "hub" / "repos"), "--root", str(folder / "models")]
+    command = [sys.executable, str(SHARED / "hub" / "serve.py"), *roots]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        endpoint = server.stdout.readline().strip().removeprefix("HF_ENDPOINT=")
+        yield {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "home")}
+        server.terminate()
+
+
+@pytest.fixture(scope="session")
+def condition_words(tiny_qwen: str, data_cache: Path) -> Callable[[str, str], list[str]]:
+    """The words after `influence fit` that run one condition of the study, under another experiment's name."""
+
+    def words(arm: str, experiment: str) -> list[str]:
+        files = [ROOT / "configs" / name for name in ("base.yaml", "data/docstrings.yaml", f"arms/{arm}.yaml")]
+        sizes = [f"--data.{split}_size=50" for split in ("head_init", "train", "dev", "eval")]
+        return [
+            *[word for file in files for word in ("-c", str(file))],
+            *[f"--model.backbone={tiny_qwen}", f"--data.cache_dir={data_cache}", *sizes],
+            *[f"--experiment={experiment}", "--trainer.max_epochs=2", "--trainer.accelerator=cpu"],
+            "--trainer.enable_progress_bar=false",
+        ]
+
+    return words
