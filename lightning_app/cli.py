@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from datamodules import TextDataModule
+from lightning_app.errors import UsageError
 from lightning_app.recorder import Recorder
 from modules import Classifier
 from modules.backbone import check_backbone, resolve_backbone
@@ -71,8 +72,15 @@ class InfluenceCLI(LightningCLI):
         parser.link_arguments("data.num_labels", "model.init_args.num_labels", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        """Places the run: folder, logs and, for every arm but the baseline, the start it begins from."""
+        """Places the run: folder, logs and, for every arm but the baseline, the start it begins from.
+
+        Raises:
+            UsageError: If a checkpoint is named that does not exist.
+        """
         config = self.config.get(str(self.subcommand), self.config)
+        checkpoint = config.get("ckpt_path")
+        if checkpoint and checkpoint not in ("best", "last", "hpc") and not Path(checkpoint).exists():
+            raise UsageError(f"No checkpoint at {checkpoint}. `influence fit` leaves <run>/checkpoints/best.ckpt.")
         dataset = config.dataset or config.data.class_path.rpartition(".")[2].lower()
         arm = config.arm or config.model.class_path.rpartition(".")[2].lower()
         seed = f"seed{config.seed_everything}"

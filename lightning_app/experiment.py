@@ -22,7 +22,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from lightning_app.errors import UsageError, user_mistake
 from lightning_app.files import METRICS_FILE, read_json, write_json, write_text
 
-CONDITION_FILE, ERROR_FILE = "condition.json", "error.txt"
+CONDITION_FILE = "condition.json"
 QUICK_SIZE = 50
 
 
@@ -50,6 +50,11 @@ class Condition:
     def is_complete(self) -> bool:
         """Whether its metrics, which are written last, are there."""
         return (self.folder / METRICS_FILE).is_file()
+
+    @property
+    def error_file(self) -> Path:
+        """Where the traceback of a failure goes: outside the condition's folder, which may be what failed."""
+        return self.folder.parents[2] / "errors" / f"{self.dataset}-{self.arm}-seed{self.seed}.txt"
 
     def settings(self) -> dict[str, Any]:
         """What decides the condition's result: the content of its configurations, and what overrides them."""
@@ -80,7 +85,14 @@ def build_parser() -> ArgumentParser:
     add("--quick", action="store_true", help=f"{QUICK_SIZE} samples a split: tries the pipeline, measures nothing.")
     add("--calibration_samples", type=int | None, default=None, help="Rows for the masks' gradient; all if not given.")
     add("--accelerator", type=str | None, default=None, help="Name of a file in configs/accelerator: cpu, gpu, tpu.")
-    add("--set", type=str, nargs="+", default=[], metavar="KEY=VALUE", help="Sets a key of every condition's config.")
+    add(
+        "--set",
+        type=str,
+        nargs="+",
+        default=[],
+        metavar="[ARM:]KEY=VALUE",
+        help="Sets a key of every condition's config, or of one arm's: influence:model.fraction=0.01",
+    )
     add("--overwrite", action="store_true", help="Run complete conditions again, even under other settings.")
     return parser
 
@@ -117,7 +129,8 @@ def build_conditions(options: Namespace, folder: Path) -> list[Condition]:
         if not getattr(options, key):
             raise UsageError(f"--{key} is empty: give at least one value.")
     arms = sorted(dict.fromkeys(["baseline", *options.arms]), key=lambda arm: arm != "baseline")
-    for kind, names in {"data": options.datasets, "arms": arms}.items():
+    set_arms = [arm for arm, _ in map(_split_assignment, options.set) if arm]
+    for kind, names in {"data": options.datasets, "arms": [*arms, *set_arms]}.items():
         for name in names:
             config_file(kind, name)
     return [
@@ -138,8 +151,21 @@ def _condition(options: Namespace, folder: Path, dataset: str, arm: str, seed: i
         args += [f"--data.{split}_size={QUICK_SIZE}" for split in ("head_init", "train", "dev", "eval")]
     if options.calibration_samples and "Influence" in yaml.safe_load(arm_file.read_text())["model"]["class_path"]:
         args.append(f"--model.num_samples={options.calibration_samples}")
-    args += [f"--{assignment.removeprefix('--')}" for assignment in options.set]
+    args += [f"--{setting}" for only, setting in map(_split_assignment, options.set) if only in ("", arm)]
     return Condition(dataset, arm, seed, folder / dataset / arm / f"seed{seed}", tuple(args), tuple(configs))
+
+
+def _split_assignment(assignment: str) -> tuple[str, str]:
+    """`arm:key=value` or `key=value`, as the arm (or nothing) and `key=value`.
+
+    Raises:
+        UsageError: If there is no `=`.
+    """
+    key, equals, value = assignment.partition("=")
+    if not equals:
+        raise UsageError(f"--set {assignment!r} has no value: write KEY=VALUE, for example data.max_length=64.")
+    arm, _, key = key.removeprefix("--").rpartition(":")
+    return arm, f"{key}={value}"
 
 
 def check_settings(conditions: list[Condition]) -> None:
@@ -200,12 +226,12 @@ def _try(condition: Condition) -> str | None:
     """Runs a condition; returns why it failed. A fault of ours leaves its traceback in the condition's folder."""
     try:
         run_condition(condition)
-    except Exception as error:  # one condition's fault must not cost the others; it is kept, told and counted
+    except Exception as error:  # one condition's fault must not cost the others; it is told, kept and counted
         mistake = user_mistake(error)
         if mistake:
             return str(mistake)
-        write_text(condition.folder / ERROR_FILE, traceback.format_exc())
-        return f"{type(error).__name__}: {error} (traceback: {condition.folder / ERROR_FILE})"
+        write_text(condition.error_file, traceback.format_exc())
+        return f"{type(error).__name__}: {error} (traceback: {condition.error_file})"
     finally:
         gc.collect()
     return None

@@ -48,7 +48,7 @@ class Influence(Classifier):
         self.tune = tune
         # before the backbone is loaded, so that a wrong option is found at once
         self.masking = InfluenceMasking(
-            fraction=fraction,
+            fraction=float(fraction),
             score=score,
             tail=tail,
             scope=scope,
