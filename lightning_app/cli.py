@@ -78,9 +78,6 @@ class InfluenceCLI(LightningCLI):
             UsageError: If a checkpoint is named that does not exist.
         """
         config = self.config.get(str(self.subcommand), self.config)
-        checkpoint = config.get("ckpt_path")
-        if checkpoint and checkpoint not in ("best", "last", "hpc") and not Path(checkpoint).exists():
-            raise UsageError(f"No checkpoint at {checkpoint}. `influence fit` leaves <run>/checkpoints/best.ckpt.")
         dataset = config.dataset or config.data.class_path.rpartition(".")[2].lower()
         arm = config.arm or config.model.class_path.rpartition(".")[2].lower()
         seed = f"seed{config.seed_everything}"
@@ -90,8 +87,15 @@ class InfluenceCLI(LightningCLI):
         logger = config.trainer.get("logger")
         if hasattr(logger, "init_args") and "save_dir" in logger.init_args:
             logger.init_args.save_dir = str(run)
-        if self.subcommand and config.weights_only is None:
-            config.weights_only = True  # a checkpoint is read without executing anything in it
+        if self.subcommand:
+            if config.weights_only is None:
+                config.weights_only = True  # a checkpoint is read without executing anything in it
+            if self.subcommand != "fit":
+                config.ckpt_path = config.ckpt_path or str(run / "checkpoints" / "best.ckpt")
+            if config.ckpt_path and not Path(config.ckpt_path).exists():
+                raise UsageError(
+                    f"No checkpoint at {config.ckpt_path}. `influence fit` leaves <run>/checkpoints/best.ckpt."
+                )
         model = config.model.init_args
         needs_start = import_object(config.model.class_path).needs_start
         if self.subcommand == "fit" and model.start is None and needs_start:

@@ -42,9 +42,6 @@ class Classifier(LightningModule):
     needs_start = True
     """Whether the arm begins from the baseline start."""
 
-    stores_frozen = False
-    """Whether checkpoints hold the frozen weights too. An arm that changes them must say True."""
-
     def __init__(
         self,
         backbone: str = "Qwen/Qwen2-0.5B",
@@ -165,9 +162,8 @@ class Classifier(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves frozen backbone weights out: the checkpoint refers to the backbone instead of copying it."""
         checkpoint["backbone"] = {"name": self.backbone_name, "fingerprint": self.backbone_fingerprint}
-        if not self.stores_frozen:
-            for name in self._frozen_names():
-                del checkpoint["state_dict"][name]
+        for name in self._frozen_names():
+            del checkpoint["state_dict"][name]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Puts the frozen weights back from the loaded backbone, so that loading stays strict.
@@ -182,9 +178,8 @@ class Classifier(LightningModule):
                 f"(fingerprint {str(stored.get('fingerprint'))[:12]}), but {self.backbone_name!r} "
                 f"({self.backbone_fingerprint[:12]}) is loaded. Give the checkpoint's backbone: --model.backbone"
             )
-        if not self.stores_frozen:
-            current = self.state_dict()
-            checkpoint["state_dict"].update({name: current[name] for name in self._frozen_names()})
+        current = self.state_dict()
+        checkpoint["state_dict"].update({name: current[name] for name in self._frozen_names()})
 
     def _frozen_names(self) -> list[str]:
         return [f"backbone.{name}" for name, p in self.backbone.named_parameters() if not p.requires_grad]

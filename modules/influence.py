@@ -5,7 +5,7 @@ from typing import Any, Literal
 from jsonargparse.typing import OpenUnitInterval
 from lightning.pytorch import Callback
 
-from influence_masking import InfluenceMasking
+from influence_masking import InfluenceMasking, Mask
 from modules.classifier import Classifier
 
 
@@ -30,8 +30,6 @@ class Influence(Classifier):
     Raises:
         MaskingError: If the masking options are out of range.
     """
-
-    stores_frozen = True
 
     def __init__(
         self,
@@ -69,6 +67,19 @@ class Influence(Classifier):
     def configure_callbacks(self) -> list[Callback]:
         """Adds the masking, after the check of the start that its gradient is taken at."""
         return [*super().configure_callbacks(), self.masking]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the mask, from which the masked weights of a frozen backbone are made again."""
+        super().on_save_checkpoint(checkpoint)
+        if self.masking.mask:
+            checkpoint["mask"] = self.masking.mask.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Masks the weights that the checkpoint left out."""
+        super().on_load_checkpoint(checkpoint)
+        mask, weights = Mask.from_state_dict(checkpoint["mask"]), checkpoint["state_dict"]
+        for name in mask.shapes:
+            weights[name] = weights[name].masked_fill(mask.flags(name, weights[name].device), 0)
 
     def setup(self, stage: str) -> None:
         """With `tune: none` there is nothing to train: the fit ends after the mask is applied."""
