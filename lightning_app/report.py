@@ -118,7 +118,7 @@ def plot_scores(summary: pd.DataFrame) -> plt.Figure:
         for index, arm in enumerate(arms):
             rows = summary[summary["arm"] == arm]
             x = rows["dataset"].map(datasets.index) + (index - (len(arms) - 1) / 2) * 0.8 / len(arms)
-            error = rows[f"{metric}_half"].fillna(0) * 100
+            error = rows[f"{metric}_half"] * 100  # NaN, with one seed, draws no bar
             colour = COLOURS[index % len(COLOURS)]
             axis.errorbar(x, rows[metric] * 100, error, fmt="o", capsize=4, color=colour, label=arm)
             for position, value in zip(x, rows[metric] * 100, strict=True):
