@@ -43,7 +43,7 @@ class Recorder(Callback):
         now, folder = perf_counter(), Path(trainer.default_root_dir)
         if not trainer.is_global_zero:
             return
-        record = {
+        record: dict[str, Any] = {
             "trainable_parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
             "optimisation_steps": trainer.global_step,
             "epochs": trainer.current_epoch,
@@ -53,7 +53,7 @@ class Recorder(Callback):
         for callback in cast(Any, trainer).callbacks:
             if isinstance(callback, InfluenceMasking) and callback.mask is not None:
                 record["seconds"] |= callback.seconds
-                record |= _masking_record(callback)
+                record |= _masking_record(callback) | {"mask_digest": callback.mask.digest}
                 callback.mask.save(folder / "mask.safetensors", dataset=cast(Any, trainer).datamodule.name)
         write_json(folder / FIT_FILE, record)
 
@@ -78,11 +78,18 @@ class Recorder(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes predictions alone."""
-        write_parquet(Path(trainer.default_root_dir) / PREDICTIONS_FILE, self._predictions())
+        predictions = self._predictions()
+        if trainer.is_global_zero:
+            write_parquet(Path(trainer.default_root_dir) / PREDICTIONS_FILE, predictions)
 
     def _predictions(self) -> pa.Table:
-        """Columns `row`, `label` and `logits` (a list a row), in the order of the hub's rows."""
-        columns = {key: torch.cat([batch[key] for batch in self._batches]) for key in self._batches[0]}
+        """Columns `row`, `label` and `logits` (a list a row) of all processes, in the order of the source's rows."""
+        batches = self._batches
+        if torch.distributed.is_initialized():
+            everyone: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(everyone, batches)
+            batches = [batch for part in everyone for batch in part]
+        columns = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
         order = columns["row"].argsort(stable=True)
         return pa.table(
             {
@@ -93,6 +100,7 @@ class Recorder(Callback):
         )
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        predictions = self._predictions()
         if not trainer.is_global_zero:
             return
         folder, datamodule = Path(trainer.default_root_dir), cast(Any, trainer).datamodule
@@ -109,7 +117,7 @@ class Recorder(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(condition, {f"eval/{name}": value for name, value in metrics.items()})
-        write_parquet(folder / PREDICTIONS_FILE, self._predictions())
+        write_parquet(folder / PREDICTIONS_FILE, predictions)
         write_json(
             folder / METRICS_FILE,
             {
@@ -136,7 +144,6 @@ def _masking_record(callback: InfluenceMasking) -> dict[str, Any]:
         "candidate_parameters": callback.num_candidates,
         "predicted_change": callback.predicted_change,
         "measured_change": callback.measured_change,
-        "mask_digest": callback.mask.digest,
     }
 
 

@@ -90,6 +90,18 @@ def test_fit_then_validate_gives_the_numbers_of_the_experiment(arm, study, condi
     assert predictions_of(run) == predictions_of(ours)
 
 
+def test_two_processes_write_every_prediction_once(study, condition_words, tmp_path):
+    ours = study / "docstrings" / "lora" / "seed0"
+    words = [*condition_words("lora", "ddp"), f"--ckpt_path={ours / 'checkpoints' / 'best.ckpt'}"]
+    done = run_influence("validate", *words, "--trainer.devices=2", "--trainer.strategy=ddp", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "outputs" / "ddp" / "docstrings" / "lora" / "seed0"
+    found, expected = predictions_of(run), predictions_of(ours)
+    assert (found["row"], found["label"]) == (expected["row"], expected["label"])
+    torch.testing.assert_close(torch.tensor(found["logits"]), torch.tensor(expected["logits"]), rtol=1e-4, atol=1e-5)
+    assert metrics_of(run)["accuracy"] == metrics_of(ours)["accuracy"]
+
+
 def test_the_saved_config_runs_again_as_it_is(study, influence, tmp_path):
     run = study / "docstrings" / "influence" / "seed0"
     assert (
