@@ -1,0 +1,36 @@
+"""Packed bits: one bit a weight, eight to a byte, the first weight in the highest bit (as in ``numpy.packbits``)."""
+
+import torch
+from torch import Tensor
+
+# Multiplying eight bytes of 0 or 1, read as one little-endian integer, by this puts each byte's bit into the highest
+# byte of the product, the first byte's bit highest.
+_GATHER = 0x8040201008040201 - (1 << 64)
+_BIT_VALUES = (128, 64, 32, 16, 8, 4, 2, 1)
+
+
+def pack(flags: Tensor) -> Tensor:
+    """Packs a flat bool tensor of n elements into ceil(n / 8) bytes; the bits past the end are 0."""
+    flags = torch.nn.functional.pad(flags, (0, -flags.numel() % 8)) if flags.numel() % 8 else flags.contiguous()
+    words = flags.view(torch.int64) if flags.storage_offset() % 8 == 0 else flags.clone().view(torch.int64)
+    return (words * _GATHER).bitwise_right_shift_(56).to(torch.uint8)
+
+
+def unpack(packed: Tensor, count: int) -> Tensor:
+    """Returns the first ``count`` bits as a flat bool tensor on the device of ``packed``."""
+    values = torch.tensor(_BIT_VALUES, dtype=torch.uint8, device=packed.device)
+    return (packed.unsqueeze(-1) & values).ne(0).view(-1)[:count]
+
+
+def count_ones(packed: Tensor) -> int:
+    """Returns how many bits are 1, without unpacking."""
+    padded = torch.nn.functional.pad(packed, (0, -packed.numel() % 8)).view(torch.int64)
+    return sum(int(_popcount(piece).sum()) for piece in padded.split(1 << 18))
+
+
+def _popcount(x: Tensor) -> Tensor:
+    """Counts the ones of each int64 by summing neighbours (Warren, "Hacker's Delight", figure 5-2)."""
+    x = x - ((x >> 1) & 0x5555555555555555)
+    x = (x & 0x3333333333333333) + ((x >> 2) & 0x3333333333333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F0F0F0F0F
+    return (x * 0x0101010101010101) >> 56

@@ -1,0 +1,401 @@
+"""Exactly the k lowest scores, found in one streamed pass over weights and gradients.
+
+Nothing is concatenated and no scores are kept. A random sample gives a bracket [low, high] that holds the k-th lowest
+score with near certainty. One pass computes the scores piece by piece, marks those below the bracket with one bit each,
+and keeps the few inside; the threshold is exact among those. Equal scores are taken in the order of (tensor, index), so
+the result is one and the same on every machine. Where the bracket does not work out (many equal scores at its ends, or
+parameters sharded over processes) a slower pass counts the ends apart and a third marks the bits: the same result.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from influence_masking import bits
+from influence_masking.candidates import layer_of
+from influence_masking.errors import MaskingError
+from influence_masking.processes import ALONE, Processes
+from influence_masking.scores import ScoreFunction, magnitude, random, takes_position
+
+PIECE = {"cpu": 32760, "cuda": 1 << 24}  # on the CPU a little less than what torch begins to cut over its threads
+SAMPLE = 1 << 18
+MARGIN = 6.0  # standard deviations of the sampled rank between the quantile and either end of the bracket
+KEPT_SHARE = 1 / 64  # more scores than this inside the bracket are many equal ones
+DECILES = 10
+
+T = TypeVar("T")
+
+
+Tail = Literal["lowest", "highest"]
+Scope = Literal["global", "layer", "tensor"]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The part of one candidate that this process holds, flat, and where it stands among all candidates.
+
+    Attributes:
+        name: The parameter's name.
+        theta: Its local elements, in any floating-point type, shape (n,).
+        grad: Their gradient, float32, shape (n,).
+        position: Number of the first local element in the order of all candidates.
+    """
+
+    name: str
+    theta: Tensor
+    grad: Tensor
+    position: int = 0
+
+    def __len__(self) -> int:
+        return self.theta.numel()
+
+
+class Scores:
+    """The scores of a `Weights`, computed when asked for; those of the highest tail with their sign changed.
+
+    Args:
+        weights: The local part of a candidate.
+        score: A resolved score.
+        tail: ``lowest`` or ``highest``.
+    """
+
+    def __init__(self, weights: Weights, score: ScoreFunction, tail: Tail = "lowest") -> None:
+        self.weights = weights
+        self._score = score
+        self._sign = {"lowest": 1, "highest": -1}[tail]
+        self._with_position = takes_position(score)
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def at(self, index: slice | Tensor) -> Tensor:
+        """Returns the scores at some local elements, float32."""
+        theta, grad = self.weights.theta[index].float(), self.weights.grad[index]
+        scores = self._score(theta, grad, **self._position(index)).float()
+        if scores.shape != theta.shape:
+            raise MaskingError(
+                f"Asked {self._score} for {len(theta)} scores, found a result of shape {tuple(scores.shape)}. A score "
+                "returns one number a weight."
+            )
+        return scores if self._sign == 1 else -scores
+
+    def pieces(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yields the scores in pieces that fit in a cache, with where they stand; bounds are multiples of 8."""
+        size = PIECE.get(self.weights.theta.device.type, PIECE["cpu"])
+        for start in range(0, len(self), size):
+            where = slice(start, min(start + size, len(self)))
+            yield where, self.at(where)
+
+    def checked_pieces(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yields as `pieces` and raises a `MaskingError` at the end if a score was not a number."""
+        total = torch.zeros((), device=self.weights.theta.device)
+        for where, scores in self.pieces():
+            total += scores.sum()
+            yield where, scores
+        if not total.isfinite() and any(scores.isnan().any() for _, scores in self.pieces()):
+            raise MaskingError(
+                f"Asked to select by {self._score}, found scores of {self.weights.name} that are not numbers. Check "
+                "the weights and the score."
+            )
+
+    def _position(self, index: slice | Tensor) -> dict[str, Tensor]:
+        if not self._with_position:
+            return {}
+        if isinstance(index, slice):
+            index = torch.arange(index.start, index.stop, device=self.weights.theta.device)
+        return {"position": index + self.weights.position}
+
+
+def select(
+    weights: Sequence[Weights],
+    k: int,
+    score: ScoreFunction,
+    tail: Tail = "lowest",
+    scope: Scope = "global",
+    processes: Processes = ALONE,
+) -> list[Tensor]:
+    """Selects exactly k weights at one tail of their scores.
+
+    Args:
+        weights: The local parts of the candidates, in the order of the model.
+        k: How many to select over all processes.
+        score: A resolved score (`scores.resolve_score`).
+        tail: Which end of the scores.
+        scope: Rank over all candidates, or within each layer or tensor, which then give shares of k in proportion to
+            their sizes.
+        processes: Those that the candidates are sharded over.
+
+    Returns:
+        For each element of ``weights`` its selection as packed bits.
+
+    Raises:
+        MaskingError: If a score is not a number, or ``k`` is more than there are.
+    """
+    key = {"global": lambda _: "", "layer": layer_of, "tensor": lambda name: name}[scope]
+    groups: dict[str, list[int]] = {}
+    for i, part in enumerate(weights):
+        groups.setdefault(key(part.name), []).append(i)
+    sizes = processes.sum(torch.tensor([sum(len(weights[i]) for i in members) for members in groups.values()]))
+    selected: dict[int, Tensor] = {}
+    for members, share in zip(groups.values(), share_out(k, sizes.tolist()), strict=True):
+        scores = [Scores(weights[i], score, tail) for i in members]
+        selected.update(zip(members, lowest(scores, share, processes), strict=True))
+    return [selected[i] for i in range(len(weights))]
+
+
+def select_matched(
+    weights: Sequence[Weights], informed: Sequence[Tensor], seed: int, processes: Processes = ALONE
+) -> list[Tensor]:
+    """Selects at random as many weights of each tensor and of each decile of its magnitudes as an informed mask has.
+
+    A control for what a score knows beyond how many weights of which size it takes from where.
+
+    Args:
+        weights: The local parts of the candidates.
+        informed: The selection to match, as packed bits (what `select` returns).
+        seed: Of the random numbers, which depend on it and on the weights' positions alone.
+        processes: Those that the candidates are sharded over.
+
+    Returns:
+        For each element of ``weights`` its selection as packed bits.
+    """
+    return [
+        _match_tensor(part, bits.unpack(packed, len(part)), seed, processes)
+        for part, packed in zip(weights, informed, strict=True)
+    ]
+
+
+def first_order_change(weights: Sequence[Weights], selected: Sequence[Tensor], processes: Processes = ALONE) -> float:
+    """Returns minus the sum of theta * grad over a selection: to first order, how the loss changes when it is zeroed.
+
+    Args:
+        weights: The local parts of the candidates.
+        selected: The selection, as packed bits.
+        processes: Those that the candidates are sharded over.
+    """
+    sums = [
+        float(torch.dot(part.theta[where].double(), part.grad[where].double()))
+        for part, packed in zip(weights, selected, strict=True)
+        for where in [bits.unpack(packed.to(part.theta.device), len(part))]
+    ]
+    return -math.fsum(value for local in processes.gather(sums) for value in local)
+
+
+def share_out(k: int, sizes: Sequence[int]) -> list[int]:
+    """Splits k in proportion to sizes, to whole numbers that add up to k (Hamilton's method of largest remainders)."""
+    total = max(sum(sizes), 1)
+    shares = [k * size // total for size in sizes]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: (-(k * sizes[i] % total), i))
+    for i in by_remainder[: k - sum(shares)]:
+        shares[i] += 1
+    return shares
+
+
+def lowest(scores: Sequence[Scores], k: int, processes: Processes = ALONE) -> list[Tensor]:
+    """Selects exactly the k lowest scores; among equal ones those that come first.
+
+    Args:
+        scores: The local parts of the candidates, in their order.
+        k: How many to select over all processes.
+        processes: Those that hold the parts: rank 0 the first rows of every candidate, rank 1 the next, and so on.
+
+    Returns:
+        For each element of ``scores`` its selection as packed bits (see `bits`).
+
+    Raises:
+        MaskingError: If a score is not a number, or ``k`` is more than there are.
+    """
+    total = int(processes.sum(torch.tensor(sum(map(len, scores)))))
+    if not 0 <= k <= total:
+        raise MaskingError(f"Asked for {k} weights, found {total} candidates. Lower the fraction or the count.")
+    if k == 0:
+        return [torch.zeros(-(-len(part) // 8), dtype=torch.uint8, device=part.weights.theta.device) for part in scores]
+    for margin in (MARGIN, 8 * MARGIN, math.inf):
+        low, high = _bracket(scores, k, total, margin, processes)
+        marked = _mark_in_one_pass(scores, k, low, high) if processes.count == 1 else None
+        if marked is None and (threshold := _threshold(scores, k, low, high, processes)) is not None:
+            marked = _mark(scores, k, threshold, processes)
+        if marked is not None:
+            return marked
+    raise AssertionError("an infinite bracket holds every score")
+
+
+def kth_lowest(values: Tensor, k: int, processes: Processes = ALONE) -> float:
+    """Returns the k-th lowest (from 1) of the float32 values of all processes, by radix selection.
+
+    Floats are ordered as the integers of their bits once those of negative numbers are flipped; four histograms of
+    256 bins, each one small sum over the processes, settle the four bytes of the answer from the highest on.
+    """
+    pattern = (values + 0.0).view(torch.int32)  # adding zero makes -0.0 and 0.0 equal
+    keys = (pattern ^ ((pattern >> 31) & 0x7FFFFFFF)).to(torch.int64) + (1 << 31)
+    answer = 0
+    for shift in (24, 16, 8, 0):
+        digits = (keys >> shift) & 0xFF
+        reached = processes.sum(torch.bincount(digits, minlength=256)).cumsum(0)
+        digit = int(torch.searchsorted(reached, k))
+        k -= int(reached[digit - 1]) if digit else 0
+        keys = keys[digits == digit]
+        answer = answer << 8 | digit
+    pattern = torch.tensor([answer - (1 << 31)], dtype=torch.int64).to(torch.int32)
+    return (pattern ^ ((pattern >> 31) & 0x7FFFFFFF)).view(torch.float32).item()
+
+
+def sample_scores(scores: Sequence[Scores], processes: Processes = ALONE) -> Tensor:
+    """Returns about `SAMPLE` scores of all processes, drawn at random with replacement, float32 on the CPU."""
+    total = max(int(processes.sum(torch.tensor(sum(map(len, scores))))), 1)
+    generator = torch.Generator().manual_seed(processes.rank)
+    drawn = []
+    for part in scores:
+        count = math.ceil(SAMPLE * len(part) / total)
+        where = torch.randint(max(len(part), 1), (count,), generator=generator)
+        drawn.append(part.at(where.to(part.weights.theta.device)).cpu())
+    return torch.cat([torch.cat(pieces) for pieces in processes.gather(drawn)])
+
+
+def _bracket(scores: Sequence[Scores], k: int, total: int, margin: float, processes: Processes) -> tuple[float, float]:
+    """Returns two scores between which the k-th lowest of ``total`` lies, very likely, with few others."""
+    if total <= SAMPLE or math.isinf(margin):
+        return -math.inf, math.inf
+    sample = sample_scores(scores, processes).sort().values
+    expected, deviation = len(sample) * k / total, math.sqrt(len(sample) * k / total * (1 - k / total))
+    first, last = math.floor(expected - margin * deviation) - 1, math.ceil(expected + margin * deviation) + 1
+    low = sample[first].item() if first >= 0 else -math.inf
+    high = sample[last].item() if last < len(sample) else math.inf
+    return low, high
+
+
+def _mark_in_one_pass(scores: Sequence[Scores], k: int, low: float, high: float) -> list[Tensor] | None:
+    """Marks the k lowest if the bracket holds the k-th and few others; returns None if it does not."""
+    limit = max(2 * SAMPLE, math.ceil(KEPT_SHARE * sum(map(len, scores))))
+    kept = 0
+
+    def scan(part: Scores) -> tuple[Tensor, Tensor, Tensor] | None:
+        nonlocal kept
+        found = _scan(part, low, high) if kept <= limit else None
+        kept += len(found[1]) if found else 0
+        return found
+
+    found = [result for result in _each(scan, scores) if result is not None]
+    marked = [packed for packed, _, _ in found]
+    wanted = k - sum(map(bits.count_ones, marked))
+    if kept > limit or not 0 < wanted <= kept:
+        return None
+    values = torch.cat([values for _, _, values in found])
+    threshold = kth_lowest(values, wanted)
+    chosen = values < threshold
+    ties = (values == threshold).nonzero().squeeze(1)
+    chosen[ties[: wanted - int(chosen.sum())]] = True
+    for (packed, where, _), picked in zip(found, chosen.split([len(w) for _, w, _ in found]), strict=True):
+        _set_bits(packed, where[picked])
+    return marked
+
+
+def _scan(part: Scores, low: float, high: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the packed bits of scores below the bracket, and the places and values of those inside it."""
+    packed = torch.empty(-(-len(part) // 8), dtype=torch.uint8, device=part.weights.theta.device)
+    places, values = [packed.new_empty(0, dtype=torch.int64)], [packed.new_empty(0, dtype=torch.float32)]
+    eight = torch.arange(8, device=packed.device)
+    for where, scores in part.checked_pieces():
+        below = bits.pack(scores < low)
+        packed[where.start // 8 : -(-where.stop // 8)] = below
+        inside = bits.pack(scores <= high).bitwise_xor_(below).nonzero()
+        near = (inside * 8 + eight).view(-1)
+        near = near[near < len(scores)]
+        candidates = scores[near]
+        is_inside = (candidates >= low) & (candidates <= high)
+        places.append(near[is_inside] + where.start)
+        values.append(candidates[is_inside])
+    return packed, torch.cat(places), torch.cat(values)
+
+
+def _threshold(scores: Sequence[Scores], k: int, low: float, high: float, processes: Processes) -> float | None:
+    """Returns the k-th lowest score of all processes, or None if the bracket does not hold it.
+
+    Scores equal to an end of the bracket are counted apart, so that those strictly inside are few even when very many
+    scores are equal.
+    """
+
+    def count(part: Scores) -> tuple[Tensor, list[Tensor]]:
+        counts, inside = torch.zeros(4, dtype=torch.int64), []
+        for _, s in part.checked_pieces():
+            counts += torch.stack([(s < low).sum(), (s <= low).sum(), (s < high).sum(), (s <= high).sum()]).cpu()
+            inside.append(s[(s > low) & (s < high)].cpu())
+        return counts, inside
+
+    counted = _each(count, scores)
+    below_low, to_low, below_high, to_high = processes.sum(
+        torch.stack([counts for counts, _ in counted]).sum(0)
+    ).tolist()
+    if not below_low < k <= to_high:
+        return None
+    if k <= to_low:
+        return low
+    if k > below_high:
+        return high
+    return kth_lowest(torch.cat([piece for _, inside in counted for piece in inside]), k - to_low, processes)
+
+
+def _mark(scores: Sequence[Scores], k: int, threshold: float, processes: Processes) -> list[Tensor]:
+    """Marks every score below the threshold and the first of those equal to it, k in all."""
+
+    def mark(part: Scores) -> tuple[Tensor, Tensor]:
+        pieces = [(bits.pack(s < threshold), bits.pack(s == threshold)) for _, s in part.pieces()]
+        empty = torch.empty(0, dtype=torch.uint8, device=part.weights.theta.device)
+        return torch.cat([empty, *(b for b, _ in pieces)]), torch.cat([empty, *(e for _, e in pieces)])
+
+    marked = _each(mark, scores)
+    below = processes.sum(torch.tensor(sum(bits.count_ones(packed) for packed, _ in marked)))
+    ties = torch.zeros(len(scores), processes.count, dtype=torch.int64)
+    ties[:, processes.rank] = torch.tensor([bits.count_ones(equal) for _, equal in marked])
+    ties = processes.sum(ties)
+    before = ties.view(-1).cumsum(0).view_as(ties) - ties
+    quotas = (k - below - before[:, processes.rank]).tolist()
+    return [
+        packed | _first_ones(equal, len(part), quota)
+        for part, (packed, equal), quota in zip(scores, marked, quotas, strict=True)
+    ]
+
+
+def _match_tensor(part: Weights, informed: Tensor, seed: int, processes: Processes) -> Tensor:
+    size = part.theta.abs().float()
+    count = int(processes.sum(torch.tensor(len(part))))
+    ranks = (math.ceil(count * decile / DECILES) for decile in range(1, DECILES))
+    edges = torch.tensor([kth_lowest(size, rank, processes) for rank in ranks], device=size.device)
+    decile_of = torch.bucketize(size, edges)
+    position = torch.arange(len(part), device=size.device) + part.position
+    noise = random(size, size, position=position, seed=seed)
+    chosen = torch.zeros_like(informed)
+    for decile in range(DECILES):
+        members = (decile_of == decile).nonzero().squeeze(1)
+        wanted = int(processes.sum(informed[members].sum()))
+        drawn = Weights(part.name, noise[members], noise[members])
+        chosen[members] = bits.unpack(lowest([Scores(drawn, magnitude)], wanted, processes)[0], len(members))
+    return bits.pack(chosen)
+
+
+def _first_ones(packed: Tensor, count: int, quota: int) -> Tensor:
+    """Keeps the first ``quota`` of the ones among packed bits."""
+    if bits.count_ones(packed) <= quota:
+        return packed
+    flags = bits.unpack(packed, count)
+    flags[flags.nonzero().squeeze(1)[max(quota, 0) :]] = False
+    return bits.pack(flags)
+
+
+def _set_bits(packed: Tensor, places: Tensor) -> None:
+    """Sets bits that are 0 to 1."""
+    packed.index_add_(0, places >> 3, (128 >> (places & 7)).to(torch.uint8))
+
+
+def _each(function: Callable[[Scores], T], scores: Sequence[Scores]) -> list[T]:
+    """Calls the function for each part, on the CPU in as many threads as torch uses."""
+    threads = torch.get_num_threads()
+    if threads == 1 or not scores or scores[0].weights.theta.device.type != "cpu":
+        return list(map(function, scores))
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(function, scores))

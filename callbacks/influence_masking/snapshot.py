@@ -1,0 +1,203 @@
+"""One gradient of a model, and every mask, prediction and measurement that can be had from it."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from influence_masking import bits
+from influence_masking.batches import Batch, take_samples
+from influence_masking.candidates import find_candidates
+from influence_masking.errors import MaskingError
+from influence_masking.gradients import LossFunction, MeanGradient, Progress, calibrating, mean_gradient, mean_loss
+from influence_masking.holding import zeroed
+from influence_masking.masks import Mask
+from influence_masking.processes import ALONE, Processes
+from influence_masking.scores import ScoreFunction, resolve_score
+from influence_masking.selection import (
+    Scope,
+    Scores,
+    Tail,
+    Weights,
+    first_order_change,
+    sample_scores,
+    select,
+    select_matched,
+)
+from influence_masking.sharding import local_part, sharding_group
+
+MATCHED = "random_matched"
+
+
+class Snapshot:
+    """The gradient of a module's mean loss with respect to its candidates, at the weights that it has now.
+
+    The snapshot refers to the module's own weights: it is out of date once they change.
+
+    Args:
+        module: The model.
+        candidates: Its parameters that may be masked, by name.
+        batches: This process's share of the calibration data.
+        loss_function: Returns the mean loss of a batch.
+        processes: Those that divide the calibration data between them.
+        micro_batch_size: Most samples at a time; None leaves the batches as they are.
+        progress: Wraps the micro-batches to show how far they are.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        candidates: Mapping[str, nn.Parameter],
+        batches: Sequence[Batch],
+        loss_function: LossFunction,
+        processes: Processes = ALONE,
+        micro_batch_size: int | None = None,
+        progress: Progress = iter,
+    ) -> None:
+        self.module = module
+        self.candidates = candidates
+        self._batches = batches
+        self._loss_function = loss_function
+        self._data_processes = processes
+        with calibrating(module, candidates):
+            self.gradient: MeanGradient = mean_gradient(
+                candidates, batches, loss_function, processes, micro_batch_size, progress
+            )
+        group = sharding_group(list(candidates.values()))
+        self._processes = Processes(group, next(iter(candidates.values())).device)
+
+    @property
+    def loss(self) -> float:
+        """The mean loss at the weights as they are."""
+        return self.gradient.loss
+
+    @property
+    def num_candidates(self) -> int:
+        """How many weights may be masked."""
+        return sum(parameter.numel() for parameter in self.candidates.values())
+
+    @cached_property
+    def weights(self) -> list[Weights]:
+        """The local parts of the candidates with their gradients, flat."""
+        parts, before = [], 0
+        for name, parameter in self.candidates.items():
+            local = local_part(name, parameter)
+            theta, grad = local.tensor.reshape(-1), self.gradient.grads[name].reshape(-1)
+            if theta.device.type == "xla":  # selection needs shapes that depend on the data
+                theta, grad = theta.cpu(), grad.cpu()
+            parts.append(Weights(name, theta, grad, before + local.start))
+            before += parameter.numel()
+        return parts
+
+    def select(
+        self,
+        k: int,
+        score: str | ScoreFunction = "sign_gradient",
+        tail: Tail = "lowest",
+        scope: Scope = "global",
+        seed: int = 0,
+        matched_score: str | ScoreFunction = "sign_gradient",
+    ) -> Mask:
+        """Returns the mask of exactly k weights at one tail of a score.
+
+        Args:
+            k: How many weights.
+            score: A name of `SCORES`, ``random_matched``, the path of a function, or a function.
+            tail: Which end of the scores.
+            scope: Rank globally, within each layer or within each tensor.
+            seed: Of the random scores.
+            matched_score: The score of the informed mask that ``random_matched`` follows.
+
+        Raises:
+            MaskingError: If k is not between 1 and the number of candidates, or a score is not a number.
+        """
+        if not 0 < k <= self.num_candidates:
+            raise MaskingError(
+                f"Asked to mask {k} weights, found {self.num_candidates} candidates. Choose at least one and at most "
+                "all of them."
+            )
+        is_matched = score == MATCHED
+        function = resolve_score(matched_score if is_matched else score, seed)
+        selected = select(self.weights, k, function, tail, scope, self._processes)
+        if is_matched:
+            selected = select_matched(self.weights, selected, seed, self._processes)
+        return Mask(*self._whole(selected))
+
+    def sample_scores(self, score: str | ScoreFunction = "sign_gradient", seed: int = 0) -> Tensor:
+        """Returns about 260,000 scores drawn at random, to see how they are distributed."""
+        function = resolve_score(score, seed)
+        return sample_scores([Scores(part, function) for part in self.weights], self._processes)
+
+    def predicted_change(self, mask: Mask) -> float:
+        """Returns the change of the loss when the mask is zeroed, to first order: minus the sum of theta * grad."""
+        return first_order_change(self.weights, self._local(mask), self._processes)
+
+    def measured_loss(self, mask: Mask, alpha: float = 1.0) -> float:
+        """Returns the mean loss with the selected weights times ``1 - alpha``; the weights are then put back."""
+        with calibrating(self.module, {}), zeroed(self.module, mask, alpha):
+            return mean_loss(self._batches, self._loss_function, self.gradient.micro_batch_size, self._data_processes)
+
+    def measured_change(self, mask: Mask) -> float:
+        """Returns the change of the loss, on the same samples, when the mask is zeroed."""
+        return self.measured_loss(mask) - self.loss
+
+    def _whole(self, selected: Sequence[Tensor]) -> tuple[dict[str, tuple[int, ...]], dict[str, Tensor]]:
+        """Puts every process's bits together: shapes and packed bits of the whole candidates, on the CPU."""
+        shapes = {name: tuple(parameter.shape) for name, parameter in self.candidates.items()}
+        if self._processes.count == 1:
+            return shapes, {part.name: packed.cpu() for part, packed in zip(self.weights, selected, strict=True)}
+        whole = {}
+        for (name, shape), part, packed in zip(shapes.items(), self.weights, selected, strict=True):
+            start = local_part(name, self.candidates[name]).start
+            flags = torch.zeros(math.prod(shape), dtype=torch.bool, device=packed.device)
+            flags[start : start + len(part)] = bits.unpack(packed, len(part))
+            whole[name] = self._processes.sum(bits.pack(flags)).cpu()
+        return shapes, whole
+
+    def _local(self, mask: Mask) -> list[Tensor]:
+        """Returns this process's share of a mask, packed."""
+        parts = [local_part(name, parameter) for name, parameter in self.candidates.items()]
+        return [bits.pack(p.cut(mask.flags(name)).reshape(-1)) for name, p in zip(self.candidates, parts, strict=True)]
+
+
+def take_snapshot(
+    module: nn.Module,
+    loader: Iterable[Any],
+    loss: Callable[[nn.Module, Any], Tensor],
+    *,
+    targets: Sequence[str] | str | None = None,
+    num_samples: int | None = None,
+    micro_batch_size: int | None = None,
+    seed: int = 0,
+) -> Snapshot:
+    """Takes the gradient of any module, without a Trainer.
+
+    Args:
+        module: The model, on its device.
+        loader: Batches of samples.
+        loss: Returns the mean loss of the module on a batch, which is moved to the module's device first.
+        targets: Which parameters may be masked, as for `find_candidates`.
+        num_samples: Exactly so many samples; None takes every one.
+        micro_batch_size: Most samples at a time.
+        seed: Set while the samples are drawn and the loss is computed.
+
+    Raises:
+        MaskingError: If nothing matches, there are too few samples, or a gradient is not finite.
+    """
+    candidates = find_candidates(module, targets)
+    device = next(iter(candidates.values())).device
+    with isolate_rng():
+        torch.manual_seed(seed)
+        batches = list(take_samples(loader, num_samples))
+        return Snapshot(
+            module,
+            candidates,
+            batches,
+            lambda batch: loss(module, move_data_to_device(batch.data, device)),
+            micro_batch_size=micro_batch_size,
+        )

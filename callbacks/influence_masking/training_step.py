@@ -1,0 +1,108 @@
+"""A module's ``training_step`` called outside the training loop, for its loss alone."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
+
+from influence_masking.errors import MaskingError
+
+
+def training_loss(module: LightningModule, batch: Any, batch_idx: int) -> Tensor:
+    """Returns the loss that a training step computes.
+
+    With manual optimization that is the loss given to ``manual_backward``; the step meets optimizers and schedulers
+    that accept every call and do nothing.
+
+    Raises:
+        MaskingError: If the step gives no loss, or, with manual optimization, more than one.
+    """
+    takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
+    arguments = [batch, batch_idx] if takes_index else [batch]
+    if not module.automatic_optimization:
+        return _manual_loss(module, arguments)
+    output = module.training_step(*arguments)
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    if not isinstance(loss, Tensor):
+        raise _no_loss(module, f"{type(output).__name__} returned by training_step")
+    return loss
+
+
+@contextlib.contextmanager
+def muted(module: LightningModule) -> Iterator[None]:
+    """Makes ``log`` and ``log_dict`` do nothing: outside the loops they raise."""
+    with _replaced(module, log=_nothing, log_dict=_nothing):
+        yield
+
+
+class _Inert:
+    """Stands in for an optimizer or a scheduler: every method accepts everything and does nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _nothing
+
+    def step(self, closure: Callable[[], Any] | None = None, **_: Any) -> Any:
+        """Runs the closure, in which a step may compute its loss."""
+        return closure() if closure else None
+
+    def toggle_model(self, *_: Any, **__: Any) -> contextlib.nullcontext[None]:
+        """Toggles nothing."""
+        return contextlib.nullcontext()
+
+
+def _manual_loss(module: LightningModule, arguments: list[Any]) -> Tensor:
+    losses: list[Tensor] = []
+
+    def keep(loss: Tensor, *_: Any, **__: Any) -> None:
+        losses.append(loss)
+
+    optimizers, schedulers = module.optimizers(), module.lr_schedulers()
+    stand_ins = {
+        "manual_backward": keep,
+        "optimizers": lambda *_, **__: _inert_like(optimizers),
+        "lr_schedulers": lambda: _inert_like(schedulers),
+        "clip_gradients": _nothing,
+        "toggle_optimizer": _nothing,
+        "untoggle_optimizer": _nothing,
+    }
+    with _replaced(module, **stand_ins):
+        module.training_step(*arguments)
+    if len(losses) != 1:
+        raise _no_loss(module, f"{len(losses)} calls of manual_backward in training_step")
+    return losses[0]
+
+
+def _inert_like(originals: Any) -> Any:
+    if originals is None:
+        return None
+    return [_Inert() for _ in originals] if isinstance(originals, list) else _Inert()
+
+
+@contextlib.contextmanager
+def _replaced(module: LightningModule, **attributes: Any) -> Iterator[None]:
+    """Sets attributes on the instance and puts back what the instance had."""
+    own = module.__dict__
+    before = {name: own[name] for name in attributes if name in own}
+    own.update(attributes)
+    try:
+        yield
+    finally:
+        for name in attributes:
+            own.pop(name, None)
+        own.update(before)
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
+def _no_loss(module: LightningModule, found: str) -> MaskingError:
+    return MaskingError(
+        f"Asked {type(module).__name__} for the loss of a batch, found {found}. Override "
+        "`InfluenceMasking.compute_loss(module, batch, batch_idx)` to return it as a tensor."
+    )

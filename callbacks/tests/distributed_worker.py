@@ -1,0 +1,55 @@
+"""Run by `test_distributed` in two processes: ``distributed_worker.py CASE FOLDER``."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from models import QUIET, Classifier, loader
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from influence_masking import InfluenceMasking
+
+
+class Sharded(Classifier):
+    """The same module with its parameters sharded by rows: 33 rows do not divide evenly."""
+
+    def configure_model(self) -> None:
+        if not isinstance(self.net[0].weight, DTensor):
+            for layer in (self.net[0], self.net[3]):
+                fully_shard(layer, mesh=self.device_mesh["data_parallel"])
+            fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+
+def main(case: str, folder: Path) -> None:
+    """Trains under the case's strategy and writes what each rank found."""
+    torch.set_num_threads(1)
+    options = json.loads(os.environ["MASKING_OPTIONS"])
+    callback = InfluenceMasking(targets=["0", "3"], num_samples=90, **options)
+    sharded = case == "fsdp2"
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1) if sharded else DDPStrategy()
+    module = (Sharded if sharded else Classifier)(width=33)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    trainer = Trainer(**QUIET | {"devices": 2, "strategy": strategy, "max_epochs": 2, "callbacks": callback})
+    trainer.fit(module, loader(100, 16), loader(32, 16))
+    after = {n: (p.full_tensor() if isinstance(p, DTensor) else p).detach() for n, p in module.named_parameters()}
+    flags = {name: callback.mask.flags(name) for name in callback.mask.shapes}
+    record = {
+        "digest": callback.mask.digest,
+        "num_masked": callback.num_masked,
+        "predicted_change": callback.predicted_change,
+        "measured_change": callback.measured_change,
+        "loss_before": callback.loss_before,
+        "held_at_zero": all(bool((after[name][flag] == 0).all()) for name, flag in flags.items()),
+        "held": all(torch.equal(after[name][flag], before[name][flag]) for name, flag in flags.items()),
+        "trained": sorted(name for name in after if not torch.equal(after[name], before[name])),
+    }
+    (folder / f"{case}-{trainer.global_rank}.json").write_text(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
