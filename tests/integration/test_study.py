@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from integration_helpers import ARMS, ROOT, metrics_of, predictions_of, run_influence
-from modules.backbone import load_backbone
 
 from influence_masking import Mask
+from modules.backbone import load_backbone
 
 FIELDS = {
     *("dataset", "arm", "seed", "split_sizes", "eval_split", "accuracy", "macro_f1", "nll", "ece"),
