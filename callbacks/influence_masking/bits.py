@@ -6,14 +6,25 @@ from torch import Tensor
 # Multiplying eight bytes of 0 or 1, read as one little-endian integer, by this puts each byte's bit into the highest
 # byte of the product, the first byte's bit highest.
 _GATHER = 0x8040201008040201 - (1 << 64)
+ONES = 0x0101010101010101  # a 1 in each byte of a word
 _BIT_VALUES = (128, 64, 32, 16, 8, 4, 2, 1)
 
 
 def pack(flags: Tensor) -> Tensor:
     """Packs a flat bool tensor of n elements into ceil(n / 8) bytes; the bits past the end are 0."""
     flags = torch.nn.functional.pad(flags, (0, -flags.numel() % 8)) if flags.numel() % 8 else flags.contiguous()
-    words = flags.view(torch.int64) if flags.storage_offset() % 8 == 0 else flags.clone().view(torch.int64)
-    return (words * _GATHER).bitwise_right_shift_(56).to(torch.uint8)
+    return pack_words(words_of(flags).clone())
+
+
+def words_of(flat: Tensor) -> Tensor:
+    """Views a flat tensor of bytes, a multiple of eight of them, as int64: eight elements a word."""
+    aligned = flat if flat.storage_offset() % 8 == 0 else flat.clone()
+    return aligned.view(torch.int64)
+
+
+def pack_words(words: Tensor) -> Tensor:
+    """Packs words whose eight bytes are each 0 or 1 into one byte a word; the words are used up."""
+    return words.mul_(_GATHER).bitwise_right_shift_(56).to(torch.uint8)
 
 
 def unpack(packed: Tensor, count: int) -> Tensor:

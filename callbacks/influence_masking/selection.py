@@ -7,11 +7,12 @@ the result is one and the same on every machine. Where the bracket does not work
 parameters sharded over processes) a slower pass counts the ends apart and a third marks the bits: the same result.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,13 +23,13 @@ from influence_masking.errors import MaskingError
 from influence_masking.processes import ALONE, Processes
 from influence_masking.scores import ScoreFunction, magnitude, random, takes_position
 
-PIECE = {"cpu": 32760, "cuda": 1 << 24}  # on the CPU a little less than what torch begins to cut over its threads
+PIECE = {"cpu": 1 << 16, "cuda": 1 << 24}
 SAMPLE = 1 << 18
 MARGIN = 6.0  # standard deviations of the sampled rank between the quantile and either end of the bracket
 KEPT_SHARE = 1 / 64  # more scores than this inside the bracket are many equal ones
 DECILES = 10
 
-T = TypeVar("T")
+Each = Callable[..., Iterable[Any]]
 
 
 Tail = Literal["lowest", "highest"]
@@ -215,13 +216,14 @@ def lowest(scores: Sequence[Scores], k: int, processes: Processes = ALONE) -> li
         raise MaskingError(f"Asked for {k} weights, found {total} candidates. Lower the fraction or the count.")
     if k == 0:
         return [torch.zeros(-(-len(part) // 8), dtype=torch.uint8, device=part.weights.theta.device) for part in scores]
-    for margin in (MARGIN, 8 * MARGIN, math.inf):
-        low, high = _bracket(scores, k, total, margin, processes)
-        marked = _mark_in_one_pass(scores, k, low, high) if processes.count == 1 else None
-        if marked is None and (threshold := _threshold(scores, k, low, high, processes)) is not None:
-            marked = _mark(scores, k, threshold, processes)
-        if marked is not None:
-            return marked
+    with _workers(scores) as each:
+        for margin in (MARGIN, 8 * MARGIN, math.inf):
+            low, high = _bracket(scores, k, total, margin, processes)
+            marked = _mark_in_one_pass(scores, k, low, high, each) if processes.count == 1 else None
+            if marked is None and (threshold := _threshold(scores, k, low, high, processes, each)) is not None:
+                marked = _mark(scores, k, threshold, processes, each)
+            if marked is not None:
+                return marked
     raise AssertionError("an infinite bracket holds every score")
 
 
@@ -269,51 +271,96 @@ def _bracket(scores: Sequence[Scores], k: int, total: int, margin: float, proces
     return low, high
 
 
-def _mark_in_one_pass(scores: Sequence[Scores], k: int, low: float, high: float) -> list[Tensor] | None:
-    """Marks the k lowest if the bracket holds the k-th and few others; returns None if it does not."""
+def _mark_in_one_pass(scores: Sequence[Scores], k: int, low: float, high: float, each: Each) -> list[Tensor] | None:
+    """Marks the k lowest if the bracket is finite and holds the k-th and few others; returns None if it does not."""
+    classes = _Classes.of(low, high)
+    if classes is None:
+        return None
     limit = max(2 * SAMPLE, math.ceil(KEPT_SHARE * sum(map(len, scores))))
     kept = 0
 
     def scan(part: Scores) -> tuple[Tensor, Tensor, Tensor] | None:
         nonlocal kept
-        found = _scan(part, low, high) if kept <= limit else None
-        kept += len(found[1]) if found else 0
+        found = _scan(part, classes, limit) if kept <= limit else None
+        kept += limit + 1 if found is None else len(found[1])
         return found
 
-    found = [result for result in _each(scan, scores) if result is not None]
-    marked = [packed for packed, _, _ in found]
-    wanted = k - sum(map(bits.count_ones, marked))
-    if kept > limit or not 0 < wanted <= kept:
+    found = [result for result in each(scan, scores) if result is not None]
+    if kept > limit:
+        return None
+    wanted = k - sum(bits.count_ones(packed) for packed, _, _ in found)
+    if not 0 < wanted <= kept:
         return None
     values = torch.cat([values for _, _, values in found])
     threshold = kth_lowest(values, wanted)
+    if not classes.surely_inside(threshold):
+        return None
     chosen = values < threshold
     ties = (values == threshold).nonzero().squeeze(1)
     chosen[ties[: wanted - int(chosen.sum())]] = True
     for (packed, where, _), picked in zip(found, chosen.split([len(w) for _, w, _ in found]), strict=True):
         _set_bits(packed, where[picked])
-    return marked
+    return [packed for packed, _, _ in found]
 
 
-def _scan(part: Scores, low: float, high: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the packed bits of scores below the bracket, and the places and values of those inside it."""
-    packed = torch.empty(-(-len(part) // 8), dtype=torch.uint8, device=part.weights.theta.device)
-    places, values = [packed.new_empty(0, dtype=torch.int64)], [packed.new_empty(0, dtype=torch.float32)]
-    eight = torch.arange(8, device=packed.device)
+@dataclass(frozen=True)
+class _Classes:
+    """Sorts scores into below (negative), inside (0) and above (positive) a bracket, at the cost of three fast steps.
+
+    The classes are the integer parts of ``scale * score + shift``, which is -1 at the low end and 1 at the high end.
+    Rounding blurs the ends by at most ``blur``; a threshold that is further inside than that is not touched by it.
+    """
+
+    scale: float
+    shift: Tensor
+    blur: float
+
+    @classmethod
+    def of(cls, low: float, high: float) -> "_Classes | None":
+        """Returns the classes of a bracket; None if it is infinite or too narrow for float32."""
+        if not math.isfinite(high - low) or high <= low:
+            return None
+        scale, shift = 2 / (high - low), -(high + low) / (high - low)
+        blur = 8 * torch.finfo(torch.float32).eps * (abs(shift) + 1)
+        return cls(scale, torch.tensor(shift), blur) if blur < 0.5 and scale < torch.finfo(torch.float32).max else None
+
+    def words_of(self, scores: Tensor) -> Tensor:
+        """Returns the classes of scores, -1, 0 or 1, as the bytes of int64 words; those past the end are 1."""
+        classes = torch.add(self.shift, scores, alpha=self.scale).clamp_(-1, 1).to(torch.int8)  # rounds towards 0
+        missing = -len(classes) % 8
+        return bits.words_of(torch.nn.functional.pad(classes, (0, missing), value=1) if missing else classes)
+
+    def surely_inside(self, threshold: float) -> bool:
+        """Returns whether no score was put on the wrong side of the threshold."""
+        return abs(self.scale * threshold + self.shift.item()) + self.blur < 1
+
+
+def _scan(part: Scores, classes: _Classes, limit: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Returns the packed bits of scores below the bracket, and the places and values of those inside it.
+
+    Returns None if more than ``limit`` are inside.
+    """
+    device = part.weights.theta.device
+    below = torch.empty(-(-len(part) // 8), dtype=torch.uint8, device=device)
+    numbers, words = [torch.empty(0, dtype=torch.int64, device=device)], [torch.empty(0, dtype=torch.int64, device=device)]
     for where, scores in part.checked_pieces():
-        below = bits.pack(scores < low)
-        packed[where.start // 8 : -(-where.stop // 8)] = below
-        inside = bits.pack(scores <= high).bitwise_xor_(below).nonzero()
-        near = (inside * 8 + eight).view(-1)
-        near = near[near < len(scores)]
-        candidates = scores[near]
-        is_inside = (candidates >= low) & (candidates <= high)
-        places.append(near[is_inside] + where.start)
-        values.append(candidates[is_inside])
-    return packed, torch.cat(places), torch.cat(values)
+        classes_of_eight = classes.words_of(scores)
+        some_inside = classes_of_eight.bitwise_not().bitwise_and_(bits.ONES)  # -1 is 0xFF, 1 is 0x01, 0 has no bit
+        number = some_inside.nonzero().squeeze(1)
+        words.append(some_inside[number])
+        numbers.append(number.add_(where.start // 8))
+        below_of_eight = classes_of_eight.bitwise_right_shift_(7).bitwise_and_(bits.ONES)
+        below[where.start // 8 : -(-where.stop // 8)] = bits.pack_words(below_of_eight)
+    eights, flags = torch.cat(numbers) * 8, torch.cat(words).view(torch.bool).view(-1, 8)
+    if len(eights) > limit:
+        return None
+    places = (eights.unsqueeze(1) + torch.arange(8, device=device))[flags]
+    return below, places, part.at(places)
 
 
-def _threshold(scores: Sequence[Scores], k: int, low: float, high: float, processes: Processes) -> float | None:
+def _threshold(
+    scores: Sequence[Scores], k: int, low: float, high: float, processes: Processes, each: Each
+) -> float | None:
     """Returns the k-th lowest score of all processes, or None if the bracket does not hold it.
 
     Scores equal to an end of the bracket are counted apart, so that those strictly inside are few even when very many
@@ -323,11 +370,14 @@ def _threshold(scores: Sequence[Scores], k: int, low: float, high: float, proces
     def count(part: Scores) -> tuple[Tensor, list[Tensor]]:
         counts, inside = torch.zeros(4, dtype=torch.int64), []
         for _, s in part.checked_pieces():
-            counts += torch.stack([(s < low).sum(), (s <= low).sum(), (s < high).sum(), (s <= high).sum()]).cpu()
-            inside.append(s[(s > low) & (s < high)].cpu())
+            to_low, below_high = s <= low, s < high
+            ends = [s < low, to_low, below_high, s <= high]
+            counts += torch.stack([end.count_nonzero() for end in ends]).cpu()
+            if low < high:
+                inside.append(s[below_high & ~to_low].cpu())
         return counts, inside
 
-    counted = _each(count, scores)
+    counted = list(each(count, scores))
     below_low, to_low, below_high, to_high = processes.sum(
         torch.stack([counts for counts, _ in counted]).sum(0)
     ).tolist()
@@ -340,7 +390,7 @@ def _threshold(scores: Sequence[Scores], k: int, low: float, high: float, proces
     return kth_lowest(torch.cat([piece for _, inside in counted for piece in inside]), k - to_low, processes)
 
 
-def _mark(scores: Sequence[Scores], k: int, threshold: float, processes: Processes) -> list[Tensor]:
+def _mark(scores: Sequence[Scores], k: int, threshold: float, processes: Processes, each: Each) -> list[Tensor]:
     """Marks every score below the threshold and the first of those equal to it, k in all."""
 
     def mark(part: Scores) -> tuple[Tensor, Tensor]:
@@ -348,7 +398,7 @@ def _mark(scores: Sequence[Scores], k: int, threshold: float, processes: Process
         empty = torch.empty(0, dtype=torch.uint8, device=part.weights.theta.device)
         return torch.cat([empty, *(b for b, _ in pieces)]), torch.cat([empty, *(e for _, e in pieces)])
 
-    marked = _each(mark, scores)
+    marked = list(each(mark, scores))
     below = processes.sum(torch.tensor(sum(bits.count_ones(packed) for packed, _ in marked)))
     ties = torch.zeros(len(scores), processes.count, dtype=torch.int64)
     ties[:, processes.rank] = torch.tensor([bits.count_ones(equal) for _, equal in marked])
@@ -392,10 +442,19 @@ def _set_bits(packed: Tensor, places: Tensor) -> None:
     packed.index_add_(0, places >> 3, (128 >> (places & 7)).to(torch.uint8))
 
 
-def _each(function: Callable[[Scores], T], scores: Sequence[Scores]) -> list[T]:
-    """Calls the function for each part, on the CPU in as many threads as torch uses."""
+@contextlib.contextmanager
+def _workers(scores: Sequence[Scores]) -> Iterator[Each]:
+    """Gives a `map` over parts: on the CPU with a part a thread and, inside, operations that are not cut further.
+
+    Pieces fit a cache and take microseconds: what torch's own threads would wait for each other costs more than that.
+    """
     threads = torch.get_num_threads()
-    if threads == 1 or not scores or scores[0].weights.theta.device.type != "cpu":
-        return list(map(function, scores))
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(function, scores))
+    if not scores or scores[0].weights.theta.device.type != "cpu":
+        yield map
+        return
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(threads)

@@ -41,7 +41,7 @@ def test_mask_does_not_depend_on_the_micro_batch_size(options: dict) -> None:
 
 
 def test_mask_does_not_depend_on_the_order_of_the_batches() -> None:
-    batches = [batch for batch in loader(90, 8)]
+    batches = list(loader(90, 8))
     digests = set()
     for seed in range(5):
         random.Random(seed).shuffle(batches)
