@@ -23,7 +23,7 @@ from influence_masking.errors import MaskingError
 from influence_masking.processes import ALONE, Processes
 from influence_masking.scores import ScoreFunction, magnitude, random, takes_position
 
-PIECE = {"cpu": 1 << 16, "cuda": 1 << 24}
+PIECE = {"cpu": 1 << 17, "cuda": 1 << 24}
 SAMPLE = 1 << 18
 MARGIN = 6.0  # standard deviations of the sampled rank between the quantile and either end of the bracket
 KEPT_SHARE = 1 / 64  # more scores than this inside the bracket are many equal ones
@@ -342,7 +342,10 @@ def _scan(part: Scores, classes: _Classes, limit: int) -> tuple[Tensor, Tensor, 
     """
     device = part.weights.theta.device
     below = torch.empty(-(-len(part) // 8), dtype=torch.uint8, device=device)
-    numbers, words = [torch.empty(0, dtype=torch.int64, device=device)], [torch.empty(0, dtype=torch.int64, device=device)]
+    numbers, words = (
+        [torch.empty(0, dtype=torch.int64, device=device)],
+        [torch.empty(0, dtype=torch.int64, device=device)],
+    )
     for where, scores in part.checked_pieces():
         classes_of_eight = classes.words_of(scores)
         some_inside = classes_of_eight.bitwise_not().bitwise_and_(bits.ONES)  # -1 is 0xFF, 1 is 0x01, 0 has no bit
