@@ -212,12 +212,13 @@ class InfluenceMasking(Callback):
         candidates = find_candidates(module, self.targets)
         processes = gradient_processes(trainer)
         precision = trainer.precision_plugin
+        # float16 has too narrow a range for a gradient whose loss is not scaled
+        widest = precision.precision == "16-mixed"
 
         def loss_function(batch: Batch) -> Tensor:
             data = module._on_before_batch_transfer(precision.convert_input(batch.data))  # as the training loop does
             data = trainer.strategy.batch_to_device(data)
-            context = contextlib.nullcontext() if precision.precision == "16-mixed" else precision.train_step_context()
-            with context, muted(module):
+            with contextlib.nullcontext() if widest else precision.train_step_context(), muted(module):
                 return self.compute_loss(module, data, batch.index)
 
         batches = self._take_batches(trainer, processes)

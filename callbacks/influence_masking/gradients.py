@@ -22,6 +22,8 @@ from influence_masking.errors import MaskingError
 from influence_masking.processes import ALONE, Processes
 from influence_masking.sharding import local_part
 
+PIECE = 1 << 17  # elements added at a time on the CPU, where torch makes a copy in the wider type first
+
 LossFunction = Callable[[Batch], Tensor]
 Progress = Callable[[Sequence[Batch]], Iterator[Batch]]
 
@@ -153,10 +155,12 @@ class _Sums:
     def _add(self, name: str, parameter: Tensor) -> None:
         assert parameter.grad is not None
         grad = local_part(name, parameter.grad).tensor
-        if name in self.by_name:
-            self.by_name[name].add_(grad, alpha=self.weight)
-        else:
-            self.by_name[name] = grad.to(_sum_type(grad.device)).mul_(self.weight)
+        if name not in self.by_name:
+            self.by_name[name] = torch.zeros(grad.shape, dtype=_sum_type(grad.device), device=grad.device)
+        total, grad = self.by_name[name].view(-1), grad.reshape(-1)
+        size = PIECE if grad.device.type == "cpu" else max(grad.numel(), 1)
+        for some_total, some_grad in zip(total.split(size), grad.split(size), strict=True):
+            some_total.add_(some_grad, alpha=self.weight)
         parameter.grad = None
 
 

@@ -25,13 +25,11 @@ from influence_masking.scores import ScoreFunction, magnitude, random, takes_pos
 
 PIECE = {"cpu": 1 << 17, "cuda": 1 << 24}
 SAMPLE = 1 << 18
-MARGIN = 6.0  # standard deviations of the sampled rank between the quantile and either end of the bracket
+MARGIN = 3.0  # standard deviations of the sampled rank between the quantile and either end of the bracket
 KEPT_SHARE = 1 / 64  # more scores than this inside the bracket are many equal ones
 DECILES = 10
 
 Each = Callable[..., Iterable[Any]]
-
-
 Tail = Literal["lowest", "highest"]
 Scope = Literal["global", "layer", "tensor"]
 
@@ -342,10 +340,8 @@ def _scan(part: Scores, classes: _Classes, limit: int) -> tuple[Tensor, Tensor, 
     """
     device = part.weights.theta.device
     below = torch.empty(-(-len(part) // 8), dtype=torch.uint8, device=device)
-    numbers, words = (
-        [torch.empty(0, dtype=torch.int64, device=device)],
-        [torch.empty(0, dtype=torch.int64, device=device)],
-    )
+    nothing = torch.empty(0, dtype=torch.int64, device=device)
+    numbers, words = [nothing], [nothing]
     for where, scores in part.checked_pieces():
         classes_of_eight = classes.words_of(scores)
         some_inside = classes_of_eight.bitwise_not().bitwise_and_(bits.ONES)  # -1 is 0xFF, 1 is 0x01, 0 has no bit
