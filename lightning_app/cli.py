@@ -6,6 +6,7 @@ from typing import Any, cast
 from jsonargparse._util import import_object
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
 
 from datamodules import TextDataModule
 from lightning_app.errors import UsageError
@@ -22,7 +23,7 @@ class SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Writes the file; running it again gives the same run."""
-        name = "config.yaml" if stage == "fit" else f"{stage}.yaml"
+        name = "config.yaml" if stage == "fit" else f"{TrainerFn(stage).value}.yaml"
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, str(folder / name), skip_none=False, overwrite=True, multifile=False)

@@ -129,7 +129,7 @@ class Recorder(Callback):
                 **fit,
                 "seconds": seconds,
                 "peak_memory_bytes": max(fit.get("fit_peak_memory_bytes", 0), peak_memory(device)),
-                "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
                 "precision": str(trainer.precision),
                 "versions": {name: version(name) for name in PACKAGES},
                 "dataset_fingerprint": datamodule.fingerprint,
