@@ -341,7 +341,8 @@ def _is_built_later(module: LightningModule) -> bool:
 
 
 def _compare_digests(mask: Mask, processes: Processes) -> None:
-    digests = processes.gather(mask.digest)
+    gathered = processes.gather(torch.tensor(list(bytes.fromhex(mask.digest)), dtype=torch.uint8))
+    digests = [bytes(digest.tolist()).hex() for digest in gathered]
     if len(set(digests)) > 1:
         raise MaskingError(
             f"Asked for one mask on {processes.count} processes, found different ones: {[d[:12] for d in digests]}. "

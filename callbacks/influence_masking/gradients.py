@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.memory import is_out_of_cpu_memory
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torchmetrics import Metric
 
 from influence_masking.batches import Batch, split
@@ -33,7 +35,8 @@ class MeanGradient:
     """What one pass over the calibration data found.
 
     Attributes:
-        grads: By candidate, the float32 gradient of the mean loss, in the shape of the local part of the parameter.
+        grads: By candidate, the gradient of the mean loss, in the shape of the local part of the parameter: float64
+            for a parameter in float64, float32 for any other.
         loss: The mean loss.
         num_samples: How many samples it is the mean of.
         micro_batch_size: The most samples in one forward and backward pass.
@@ -57,7 +60,7 @@ def mean_gradient(
 
     Memory beside the weights: 8 bytes a candidate for the sums (4 where the device has no float64), the gradients of
     one parameter, and what one micro-batch takes. A micro-batch that does not fit is halved, with a warning, and the
-    pass begins again.
+    pass begins again; not where parameters are sharded, because the other processes would wait for this one.
 
     Args:
         candidates: The parameters, each asking for a gradient.
@@ -69,7 +72,7 @@ def mean_gradient(
 
     Raises:
         MaskingError: If a gradient or the loss is infinite or not a number; names the parameter.
-        torch.OutOfMemoryError: If not even one sample fits.
+        RuntimeError: That of the device, if not even one sample fits.
     """
     largest = max((batch.size for batch in batches), default=1)
     size = min(micro_batch_size or largest, largest)
@@ -77,12 +80,14 @@ def mean_gradient(
         try:
             sums, losses = _accumulate(candidates, batches, loss_function, size, progress)
             break
-        except torch.OutOfMemoryError as error:
-            if size == 1:
-                error.add_note("Asked for the gradient of one sample at a time; even that does not fit on the device.")
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
                 raise
+            _check_can_halve(error, size, candidates)
             size = math.ceil(size / 2)
         torch.cuda.empty_cache()
+        for parameter in candidates.values():
+            parameter.grad = None  # what the backward pass that broke off has left
         rank_zero_warn(
             f"The device ran out of memory; the gradient pass begins again with at most {size} samples at a time. "
             "Smaller micro-batches change the last bits of the gradient."
@@ -186,24 +191,43 @@ def _accumulate(
     return sums.by_name, losses
 
 
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Returns whether a device says that its memory is full: CUDA, the CPU's allocator, or XLA by its status code."""
+    return (
+        isinstance(error, torch.OutOfMemoryError) or is_out_of_cpu_memory(error) or "RESOURCE_EXHAUSTED" in str(error)
+    )
+
+
+def _check_can_halve(error: RuntimeError, size: int, candidates: Mapping[str, nn.Parameter]) -> None:
+    if size == 1:
+        error.add_note("Asked for the gradient of one sample at a time; even that does not fit on the device.")
+        raise error
+    if any(isinstance(parameter, DTensor) for parameter in candidates.values()):
+        error.add_note(
+            f"Asked for the gradient of {size} samples at a time; they do not fit on the device, and with sharded "
+            "parameters one process cannot begin again alone. Set `micro_batch_size` to less."
+        )
+        raise error
+
+
 def _finish(
     candidates: Mapping[str, nn.Parameter],
     sums: dict[str, Tensor],
     num_samples: int,
     processes: Processes,
 ) -> dict[str, Tensor]:
-    """Adds up the processes' sums, divides by the number of samples, rounds to float32 and checks, one at a time."""
-    grads, unused = {}, []
+    """Adds up the processes' sums, divides by the number of samples, rounds and checks, one parameter at a time."""
+    used = processes.sum(torch.tensor([name in sums for name in candidates], dtype=torch.int64)).tolist()
+    grads = {}
     for name, parameter in candidates.items():
         local = local_part(name, parameter).tensor
         total = sums.pop(name, None)
-        if not any(processes.gather(total is not None)):
-            unused.append(name)
         if total is None:
             total = torch.zeros(local.shape, dtype=_sum_type(local.device), device=local.device)
-        grads[name] = processes.sum(total).div_(num_samples).float()
+        mean = processes.sum(total).div_(num_samples)
+        grads[name] = mean if local.dtype == torch.float64 else mean.float()
         _check_finite(name, grads[name])
-    if unused:
+    if unused := [name for name, times in zip(candidates, used, strict=True) if not times]:
         rank_zero_warn(
             f"The loss does not depend on {len(unused)} of {len(candidates)} candidates, whose gradient is taken as 0: "
             f"{unused[:5]}. Leave them out of `targets` if they are not part of the model that you train."
@@ -213,9 +237,10 @@ def _finish(
 
 def _mean(losses: list[tuple[int, Tensor]], processes: Processes) -> tuple[float, int]:
     """Returns the mean over samples, rounded once, so that it does not depend on the order, and their number."""
-    everyone = [entry for part in processes.gather([(size, float(loss)) for size, loss in losses]) for entry in part]
-    num_samples = sum(size for size, _ in everyone)
-    mean = math.fsum(size * loss for size, loss in everyone) / num_samples
+    here = torch.tensor([(size, float(loss)) for size, loss in losses], dtype=torch.float64)
+    everyone = torch.cat(processes.gather(here.view(-1))).view(-1, 2)
+    num_samples = int(everyone[:, 0].sum())
+    mean = math.fsum((everyone[:, 0] * everyone[:, 1]).tolist()) / num_samples
     if not math.isfinite(mean):
         raise MaskingError(
             f"Asked for the mean loss of {num_samples} samples, found {mean}. Check the data and the weights."

@@ -1,6 +1,4 @@
-"""What the ranks of a distributed run tell each other: sums of small tensors and short lists."""
-
-from typing import Any
+"""What the ranks of a distributed run tell each other: sums of tensors, and nothing that needs pickle."""
 
 import torch
 import torch.distributed as dist
@@ -30,13 +28,17 @@ class Processes:
         dist.all_reduce(moved, group=self._group)
         return moved.to(tensor.device)
 
-    def gather(self, value: Any) -> list[Any]:
-        """Returns every process's value, which must be small and picklable, in the order of the ranks."""
-        if self._group is None:
-            return [value]
-        values: list[Any] = [None] * self.count
-        dist.all_gather_object(values, value, group=self._group)
-        return values
+    def gather(self, values: Tensor) -> list[Tensor]:
+        """Returns every process's values, a flat tensor of any length, in the order of the ranks.
+
+        Each process adds its values to zeros at a place of its own, so that one sum carries them all.
+        """
+        lengths = torch.zeros(self.count, dtype=torch.int64)
+        lengths[self.rank] = len(values)
+        lengths = self.sum(lengths)
+        everyone = values.new_zeros(int(lengths.sum()))
+        everyone[int(lengths[: self.rank].sum()) :][: len(values)] = values
+        return list(self.sum(everyone).split(lengths.tolist()))
 
 
 ALONE = Processes()

@@ -41,7 +41,7 @@ class Weights:
     Attributes:
         name: The parameter's name.
         theta: Its local elements, in any floating-point type, shape (n,).
-        grad: Their gradient, float32, shape (n,).
+        grad: Their gradient, float32 or float64, shape (n,); scores are computed in float32.
         position: Number of the first local element in the order of all candidates.
     """
 
@@ -74,7 +74,7 @@ class Scores:
 
     def at(self, index: slice | Tensor) -> Tensor:
         """Returns the scores at some local elements, float32."""
-        theta, grad = self.weights.theta[index].float(), self.weights.grad[index]
+        theta, grad = self.weights.theta[index].float(), self.weights.grad[index].float()
         scores = self._score(theta, grad, **self._position(index)).float()
         if scores.shape != theta.shape:
             raise MaskingError(
@@ -182,7 +182,7 @@ def first_order_change(weights: Sequence[Weights], selected: Sequence[Tensor], p
         for part, packed in zip(weights, selected, strict=True)
         for where in [bits.unpack(packed.to(part.theta.device), len(part))]
     ]
-    return -math.fsum(value for local in processes.gather(sums) for value in local)
+    return -math.fsum(torch.cat(processes.gather(torch.tensor(sums, dtype=torch.float64))).tolist())
 
 
 def share_out(k: int, sizes: Sequence[int]) -> list[int]:
@@ -254,7 +254,7 @@ def sample_scores(scores: Sequence[Scores], processes: Processes = ALONE) -> Ten
         count = math.ceil(SAMPLE * len(part) / total)
         where = torch.randint(max(len(part), 1), (count,), generator=generator)
         drawn.append(part.at(where.to(part.weights.theta.device)).cpu())
-    return torch.cat([torch.cat(pieces) for pieces in processes.gather(drawn)])
+    return torch.cat(processes.gather(torch.cat(drawn)))
 
 
 def _bracket(scores: Sequence[Scores], k: int, total: int, margin: float, processes: Processes) -> tuple[float, float]:
