@@ -211,13 +211,17 @@ class Mask:
         shapes = {name: tuple(shape) for name, shape in state["shapes"].items()}
         return cls(shapes, {name: packed.cpu() for name, packed in state["packed"].items()}, dict(state["provenance"]))
 
-    def _combine(self, other: "Mask", operation: Callable[[Tensor, Tensor], Tensor]) -> "Mask":
-        for name in [*self.shapes, *other.shapes]:
-            if self.shapes.get(name) != other.shapes.get(name):
+    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raises a `MaskingError` that names the first difference, unless the candidates have these shapes."""
+        for name in [*self.shapes, *shapes]:
+            if self.shapes.get(name) != shapes.get(name):
                 raise MaskingError(
-                    f"Asked to combine two masks, found {name} with shape {self.shapes.get(name)} in one and "
-                    f"{other.shapes.get(name)} in the other. Combine masks over the same candidates."
+                    f"Asked to combine masks or gradients, found {name} with shape {self.shapes.get(name)} in one and "
+                    f"{shapes.get(name)} in the other. Combine those over the same candidates."
                 )
+
+    def _combine(self, other: "Mask", operation: Callable[[Tensor, Tensor], Tensor]) -> "Mask":
+        self.check_shapes(other.shapes)
         packed = {name: operation(mine, other.packed[name]) for name, mine in self.packed.items()}
         return Mask(dict(self.shapes), packed)
 

@@ -21,13 +21,12 @@ from influence_masking import bits
 from influence_masking.candidates import layer_of
 from influence_masking.errors import MaskingError
 from influence_masking.processes import ALONE, Processes
-from influence_masking.scores import ScoreFunction, magnitude, random, takes_position
+from influence_masking.scores import ScoreFunction, takes_position
 
 PIECE = {"cpu": 1 << 17, "cuda": 1 << 24}
 SAMPLE = 1 << 18
 MARGIN = 3.0  # standard deviations of the sampled rank between the quantile and either end of the bracket
 KEPT_SHARE = 1 / 64  # more scores than this inside the bracket are many equal ones
-DECILES = 10
 
 Each = Callable[..., Iterable[Any]]
 Tail = Literal["lowest", "highest"]
@@ -147,28 +146,6 @@ def select(
     return [selected[i] for i in range(len(weights))]
 
 
-def select_matched(
-    weights: Sequence[Weights], informed: Sequence[Tensor], seed: int, processes: Processes = ALONE
-) -> list[Tensor]:
-    """Selects at random as many weights of each tensor and of each decile of its magnitudes as an informed mask has.
-
-    A control for what a score knows beyond how many weights of which size it takes from where.
-
-    Args:
-        weights: The local parts of the candidates.
-        informed: The selection to match, as packed bits (what `select` returns).
-        seed: Of the random numbers, which depend on it and on the weights' positions alone.
-        processes: Those that the candidates are sharded over.
-
-    Returns:
-        For each element of ``weights`` its selection as packed bits.
-    """
-    return [
-        _match_tensor(part, bits.unpack(packed, len(part)), seed, processes)
-        for part, packed in zip(weights, informed, strict=True)
-    ]
-
-
 def first_order_change(weights: Sequence[Weights], selected: Sequence[Tensor], processes: Processes = ALONE) -> float:
     """Returns minus the sum of theta * grad over a selection: to first order, how the loss changes when it is zeroed.
 
@@ -209,19 +186,24 @@ def lowest(scores: Sequence[Scores], k: int, processes: Processes = ALONE) -> li
     Raises:
         MaskingError: If a score is not a number, or ``k`` is more than there are.
     """
+    with workers([part.weights for part in scores]) as each:
+        return lowest_of(scores, k, processes, each)
+
+
+def lowest_of(scores: Sequence[Scores], k: int, processes: Processes, each: Each) -> list[Tensor]:
+    """Does what `lowest` does, with the caller's `map` over the parts."""
     total = int(processes.sum(torch.tensor(sum(map(len, scores)))))
     if not 0 <= k <= total:
         raise MaskingError(f"Asked for {k} weights, found {total} candidates. Lower the fraction or the count.")
     if k == 0:
         return [torch.zeros(-(-len(part) // 8), dtype=torch.uint8, device=part.weights.theta.device) for part in scores]
-    with _workers(scores) as each:
-        for margin in (MARGIN, 8 * MARGIN, math.inf):
-            low, high = _bracket(scores, k, total, margin, processes)
-            marked = _mark_in_one_pass(scores, k, low, high, each) if processes.count == 1 else None
-            if marked is None and (threshold := _threshold(scores, k, low, high, processes, each)) is not None:
-                marked = _mark(scores, k, threshold, processes, each)
-            if marked is not None:
-                return marked
+    for margin in (MARGIN, 8 * MARGIN, math.inf):
+        low, high = _bracket(scores, k, total, margin, processes)
+        marked = _mark_in_one_pass(scores, k, low, high, each) if processes.count == 1 else None
+        if marked is None and (threshold := _threshold(scores, k, low, high, processes, each)) is not None:
+            marked = _mark(scores, k, threshold, processes, each)
+        if marked is not None:
+            return marked
     raise AssertionError("an infinite bracket holds every score")
 
 
@@ -410,23 +392,6 @@ def _mark(scores: Sequence[Scores], k: int, threshold: float, processes: Process
     ]
 
 
-def _match_tensor(part: Weights, informed: Tensor, seed: int, processes: Processes) -> Tensor:
-    size = part.theta.abs().float()
-    count = int(processes.sum(torch.tensor(len(part))))
-    ranks = (math.ceil(count * decile / DECILES) for decile in range(1, DECILES))
-    edges = torch.tensor([kth_lowest(size, rank, processes) for rank in ranks], device=size.device)
-    decile_of = torch.bucketize(size, edges)
-    position = torch.arange(len(part), device=size.device) + part.position
-    noise = random(size, size, position=position, seed=seed)
-    chosen = torch.zeros_like(informed)
-    for decile in range(DECILES):
-        members = (decile_of == decile).nonzero().squeeze(1)
-        wanted = int(processes.sum(informed[members].sum()))
-        drawn = Weights(part.name, noise[members], noise[members])
-        chosen[members] = bits.unpack(lowest([Scores(drawn, magnitude)], wanted, processes)[0], len(members))
-    return bits.pack(chosen)
-
-
 def _first_ones(packed: Tensor, count: int, quota: int) -> Tensor:
     """Keeps the first ``quota`` of the ones among packed bits."""
     if bits.count_ones(packed) <= quota:
@@ -442,13 +407,13 @@ def _set_bits(packed: Tensor, places: Tensor) -> None:
 
 
 @contextlib.contextmanager
-def _workers(scores: Sequence[Scores]) -> Iterator[Each]:
+def workers(weights: Sequence[Weights]) -> Iterator[Each]:
     """Gives a `map` over parts: on the CPU with a part a thread and, inside, operations that are not cut further.
 
     Pieces fit a cache and take microseconds: what torch's own threads would wait for each other costs more than that.
     """
     threads = torch.get_num_threads()
-    if not scores or scores[0].weights.theta.device.type != "cpu":
+    if not weights or weights[0].theta.device.type != "cpu":
         yield map
         return
     torch.set_num_threads(1)

@@ -17,6 +17,7 @@ from influence_masking.errors import MaskingError
 from influence_masking.gradients import LossFunction, MeanGradient, Progress, calibrating, mean_gradient, mean_loss
 from influence_masking.holding import zeroed
 from influence_masking.masks import Mask
+from influence_masking.matching import select_matched
 from influence_masking.processes import ALONE, Processes
 from influence_masking.scores import ScoreFunction, resolve_score
 from influence_masking.selection import (
@@ -27,7 +28,6 @@ from influence_masking.selection import (
     first_order_change,
     sample_scores,
     select,
-    select_matched,
 )
 from influence_masking.sharding import local_part, sharding_group
 
@@ -128,13 +128,29 @@ class Snapshot:
             selected = select_matched(self.weights, selected, seed, self._processes)
         return Mask(*self._whole(selected))
 
+    def match(self, mask: Mask, seed: int = 0) -> Mask:
+        """Returns a random mask with as many weights of each tensor and of each decile of |theta| as a given one.
+
+        The control for what a mask knows beyond sizes and places: ``select(..., "random_matched")`` makes the mask of
+        ``matched_score`` and matches it.
+
+        Raises:
+            MaskingError: If the mask was made over other candidates; names the first that differs.
+        """
+        selected = [packed.to(part.theta.device) for packed, part in zip(self._local(mask), self.weights, strict=True)]
+        return Mask(*self._whole(select_matched(self.weights, selected, seed, self._processes)))
+
     def sample_scores(self, score: str | ScoreFunction = "sign_gradient", seed: int = 0) -> Tensor:
         """Returns about 260,000 scores drawn at random, to see how they are distributed."""
         function = resolve_score(score, seed)
         return sample_scores([Scores(part, function) for part in self.weights], self._processes)
 
     def predicted_change(self, mask: Mask) -> float:
-        """Returns the change of the loss when the mask is zeroed, to first order: minus the sum of theta * grad."""
+        """Returns the change of the loss when the mask is zeroed, to first order: minus the sum of theta * grad.
+
+        Raises:
+            MaskingError: If the mask was made over other candidates; names the first that differs.
+        """
         return first_order_change(self.weights, self._local(mask), self._processes)
 
     def measured_loss(self, mask: Mask, alpha: float = 1.0) -> float:
@@ -160,7 +176,8 @@ class Snapshot:
         return shapes, whole
 
     def _local(self, mask: Mask) -> list[Tensor]:
-        """Returns this process's share of a mask, packed."""
+        """Returns this process's share of a mask over the same candidates, packed."""
+        mask.check_shapes({name: tuple(parameter.shape) for name, parameter in self.candidates.items()})
         parts = [local_part(name, parameter) for name, parameter in self.candidates.items()]
         return [bits.pack(p.cut(mask.flags(name)).reshape(-1)) for name, p in zip(self.candidates, parts, strict=True)]
 

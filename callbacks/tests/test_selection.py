@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from influence_masking import SCORES, MaskingError, bits, selection
-from influence_masking.selection import Weights, first_order_change, kth_lowest, select, select_matched, share_out
+from influence_masking.selection import Weights, first_order_change, kth_lowest, select, share_out
 
 SIZES = (400_000, 300_001, 77)
 
@@ -103,21 +103,6 @@ def test_random_selection_does_not_depend_on_how_the_weights_are_cut() -> None:
     ]
     score = lambda theta, grad, position: SCORES["random"](theta, grad, position=position, seed=1)  # noqa: E731
     assert torch.equal(flags_of([whole], select([whole], 500, score)), flags_of(halves, select(halves, 500, score)))
-
-
-def test_matched_selection_has_the_tensors_and_magnitudes_of_the_informed_one() -> None:
-    parts = pieces("normal", (20_000, 5_000, 40))
-    informed = select(parts, 1200, SCORES["magnitude"], "highest")
-    matched = select_matched(parts, informed, seed=0)
-    assert [bits.count_ones(packed) for packed in matched] == [bits.count_ones(packed) for packed in informed]
-    for part, one, other in zip(parts, informed, matched, strict=True):
-        size = part.theta.abs()
-        edges = size.sort().values[[math.ceil(len(part) * d / 10) - 1 for d in range(1, 10)]]
-        decile = torch.bucketize(size, edges)
-        counts = [decile[bits.unpack(packed, len(part))].bincount(minlength=10).tolist() for packed in (one, other)]
-        assert counts[0] == counts[1]
-    assert not torch.equal(flags_of(parts, informed), flags_of(parts, matched))
-    assert not torch.equal(flags_of(parts, matched), flags_of(parts, select_matched(parts, informed, seed=1)))
 
 
 def test_the_kth_lowest_is_that_of_a_sort() -> None:
