@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from datamodules.batching import BatchSampler, ResumableDataLoader, TokenizedRows
 from datamodules.cache import cached_table, table_digest, text_digest
 from datamodules.errors import DataError
-from datamodules.splits import PROTOCOL, SPLITS, SplitSizes, draw_splits
+from datamodules.splits import PROTOCOL, SPLITS, SplitSizes, allocate, draw_splits
 from datamodules.tokenizers import load_tokenizer, tokenize, tokenizer_digest
 
 TrainOn = Literal["train", "head_init"]
@@ -50,11 +50,13 @@ class TextDataModule(LightningDataModule, ABC):
         train_size: rows that the arms are trained on and that masks are made from.
         dev_size: rows for early stopping and every choice.
         eval_size: rows of the evaluation split, stratified; all of them if None. Changes no other split.
+        calibration_size: rows of train that masks are made from, stratified; all of them if None. They are the rows
+            that a train split of that size would have.
         train_on: the split that :meth:`train_dataloader` draws from.
         early_stop_on: the split that validation looks at during a fit.
         pad_lengths: lengths to pad batches to (each length is one compilation on a TPU); None pads to the longest row.
         seed: of the splits and of the order of training.
-        cache_dir: folder for splits and tokens.
+        cache_dir: folder for splits and tokens; ``outputs/cache`` if None.
         num_workers: processes that make batches.
 
     Attributes:
@@ -79,11 +81,12 @@ class TextDataModule(LightningDataModule, ABC):
         train_size: int = 1000,
         dev_size: int = 500,
         eval_size: int | None = None,
+        calibration_size: int | None = None,
         train_on: TrainOn = "train",
         early_stop_on: EarlyStopOn = "dev",
         pad_lengths: list[int] | None = None,
         seed: int = 0,
-        cache_dir: str | Path = "outputs/cache",
+        cache_dir: str | Path | None = None,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
@@ -92,11 +95,12 @@ class TextDataModule(LightningDataModule, ABC):
         self.eval_batch_size = eval_batch_size
         self.max_length = max_length
         self.sizes = SplitSizes(head_init_size, train_size, dev_size, eval_size)
+        self.calibration_size = calibration_size
         self.train_on = train_on
         self.early_stop_on = early_stop_on
         self.pad_lengths = pad_lengths
         self.seed = seed
-        self.cache_dir = Path(cache_dir)
+        self.cache_dir = Path(cache_dir or "outputs/cache")
         self.num_workers = num_workers
         self.fingerprint = ""
         self.split_sizes: dict[str, int] = {}
@@ -145,7 +149,8 @@ class TextDataModule(LightningDataModule, ABC):
             return
         splits = self._load_splits()
         tokens = self._load_tokens(splits)
-        self._rows = {split: self._select(splits, tokens, split) for split in SPLITS}
+        self._rows = {split: self._select(splits, tokens, _positions(splits, split)) for split in SPLITS}
+        self._calibration = self._select(splits, tokens, self._calibration_positions(splits))
         self.split_sizes = {split: len(rows) for split, rows in self._rows.items()}
         rank_zero_info(f"{self.name}: {self.split_sizes}, fingerprint {self.fingerprint[:12]}")
 
@@ -171,11 +176,12 @@ class TextDataModule(LightningDataModule, ABC):
         return self.ordered_dataloader("eval")
 
     def calibration_dataloader(self) -> Batches:
-        """Returns every row of ``train`` once, in groups of at most 32 of about the same length, on every rank.
+        """Returns ``calibration_size`` rows of ``train`` once, in groups of at most 32 of about the same length.
 
-        The groups depend on the split alone: not on the batch size, the workers or ``train_on``.
+        Every rank gets all of them. The groups depend on these rows alone: not on the batch size, the workers or
+        ``train_on``.
         """
-        return self._ordered(self._rows["train"], CALIBRATION_BATCH_SIZE)
+        return self._ordered(self._calibration, CALIBRATION_BATCH_SIZE)
 
     def ordered_dataloader(self, split: str) -> Batches:
         """Returns every row of ``split`` once, longest first; this rank's share in a distributed run."""
@@ -221,10 +227,19 @@ class TextDataModule(LightningDataModule, ABC):
         texts = splits.column("text")
         return cached_table(path, key, lambda: tokenize(self.tokenizer, texts.to_pylist(), self.max_length))
 
-    def _select(self, splits: pa.Table, tokens: pa.Table, split: str) -> TokenizedRows:
-        """Returns the rows of one split."""
-        of_split = np.flatnonzero(splits.column("split").to_numpy() == split)
-        chosen, input_ids = splits.take(of_split), tokens.column("input_ids").take(of_split)
+    def _calibration_positions(self, splits: pa.Table) -> np.ndarray:
+        """Returns where the rows for masks are: the last of each class of train, those of a smaller train."""
+        train = _positions(splits, "train")
+        if self.calibration_size is None:
+            return train
+        labels = splits.column("label").to_numpy()[train]
+        by_class = [train[labels == label] for label in range(self.num_labels)]
+        shares = allocate(self.calibration_size, [len(rows) for rows in by_class])
+        return np.concatenate([rows[len(rows) - share :] for rows, share in zip(by_class, shares, strict=True)])
+
+    def _select(self, splits: pa.Table, tokens: pa.Table, positions: np.ndarray) -> TokenizedRows:
+        """Returns the rows at these positions of the table of splits."""
+        chosen, input_ids = splits.take(positions), tokens.column("input_ids").take(positions)
         return TokenizedRows(
             _tensor(pc.list_flatten(input_ids)),
             _tensor(pc.list_value_length(input_ids)),
@@ -241,12 +256,21 @@ class TextDataModule(LightningDataModule, ABC):
         for split, size in asdict(self.sizes).items():
             enough = size is None or size >= self.num_labels
             _require(enough, f"{split}_size", size, f"at least {self.num_labels}, one row a class")
+        few, many = self.num_labels, self.sizes.train
+        calibration = self.calibration_size
+        fits = calibration is None or few <= calibration <= many
+        _require(fits, "calibration_size", calibration, f"from {few}, one row a class, to train_size, {many}")
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
         _require(self.num_workers >= 0, "num_workers", self.num_workers, "0 or more")
         _require(self.train_on in get_args(TrainOn), "train_on", self.train_on, "'train' or 'head_init'")
         _require(self.early_stop_on in get_args(EarlyStopOn), "early_stop_on", self.early_stop_on, "'dev' or 'eval'")
         reaches = self.pad_lengths is None or max(self.pad_lengths, default=0) >= self.max_length
         _require(reaches, "pad_lengths", self.pad_lengths, f"lengths up to max_length, {self.max_length}")
+
+
+def _positions(splits: pa.Table, split: str) -> np.ndarray:
+    """Returns where the rows of one split are."""
+    return np.flatnonzero(splits.column("split").to_numpy() == split)
 
 
 def _tensor(column: pa.ChunkedArray) -> Tensor:

@@ -1,8 +1,10 @@
 """`influence` and `python -m lightning_app`: picks the command, and loads only what that command needs."""
 
 import argparse
+import signal
 import sys
 from importlib import import_module
+from types import FrameType
 
 from lightning_app import __version__
 from lightning_app.errors import user_mistake
@@ -40,10 +42,12 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command.
 
     Returns:
-        0 if it did what was asked, 1 if a condition failed, 2 if it was asked for something that cannot be done.
+        0 if it did what was asked, 1 if a condition failed, 2 if it was asked for something that cannot be done, and
+        128 plus the number of the signal that stopped it: 130 for Ctrl-C, 143 for SIGTERM.
     """
     argv = sys.argv[1:] if argv is None else argv
     command = build_parser().parse_known_args(argv[:1])[0].command
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
         return import_module(COMMANDS[command]).main(argv if command in LIGHTNING_COMMANDS else argv[1:])
     except Exception as error:
@@ -52,6 +56,25 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"influence {command}: error: {mistake}", file=sys.stderr)
         return 2
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning ends a fit that Ctrl-C interrupts by an exit status of 1
+        interrupted = isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt)
+        if not interrupted and not isinstance(stop, Stopped):
+            raise
+        number = signal.SIGINT if interrupted else signal.SIGTERM
+        print(f"influence {command}: stopped by {number.name}; nothing that was complete is lost", file=sys.stderr)
+        return 128 + number
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Stopped(SystemExit):
+    """Another process asked this one to end."""
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Ends at once, through every `finally`, whatever is being done: Lightning alone waits for the next batch."""
+    raise Stopped(128 + number)
 
 
 if __name__ == "__main__":

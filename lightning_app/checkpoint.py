@@ -1,7 +1,7 @@
-"""The checkpoint that a condition is measured at."""
+"""What a run keeps of its weights: those that are measured, and all that a stopped fit needs to go on."""
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -22,6 +22,24 @@ class BestCheckpoint(ModelCheckpoint):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves what no epoch has saved."""
-        if not self.best_model_path:
+        if not self.best_model_path and not trainer.fast_dev_run:
             self.best_model_path = f"{trainer.default_root_dir}/checkpoints/best.ckpt"
             trainer.save_checkpoint(self.best_model_path, weights_only=True)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps `checkpoints/last.ckpt`: weights, optimizer and counters after the last whole epoch.
+
+    `influence fit ... --ckpt_path .../last.ckpt` goes on from it to the same result, to the bit, as if the fit had
+    never been stopped. `influence experiment` does so itself, and deletes the file when the condition is complete.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Trains no further epoch where early stopping had already ended the fit that is resumed."""
+        super().on_train_start(trainer, pl_module)
+        stoppers = trainer.early_stopping_callbacks
+        if any(isinstance(stopper, EarlyStopping) and stopper.wait_count >= stopper.patience for stopper in stoppers):
+            trainer.should_stop = True

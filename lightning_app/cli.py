@@ -1,18 +1,25 @@
 """`influence fit|validate|test|predict`: LightningCLI over the arms and the datasets."""
 
+import inspect
+import json
+import shlex
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
+from jsonargparse import Namespace
 from jsonargparse._util import import_object
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules import TextDataModule
-from lightning_app.errors import UsageError
+from lightning_app.configs import configs_folder, find_configs
+from lightning_app.errors import UsageError, chain_of_causes
 from lightning_app.recorder import Recorder
-from modules import Classifier
-from modules.backbone import check_backbone, resolve_backbone
+from modules import Classifier, StartError
+from modules.backbone import resolve_backbone
 
 
 class SaveConfig(SaveConfigCallback):
@@ -26,7 +33,11 @@ class SaveConfig(SaveConfigCallback):
         name = "config.yaml" if stage == "fit" else f"{TrainerFn(stage).value}.yaml"
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, str(folder / name), skip_none=False, overwrite=True, multifile=False)
+        config = self.config.clone()
+        config.trainer.default_root_dir = None  # follows from the names, also where the run is repeated elsewhere
+        if stage == "fit":
+            config.ckpt_path = None  # how a fit was resumed is not how it is repeated
+        self.parser.save(config, str(folder / name), skip_none=False, overwrite=True, multifile=False)
 
 
 class InfluenceCLI(LightningCLI):
@@ -43,23 +54,36 @@ class InfluenceCLI(LightningCLI):
     def __init__(self, args: ArgsType, run: bool = True) -> None:
         parser_kwargs = {"exit_on_error": False}
         commands = dict.fromkeys(self.subcommands(), parser_kwargs) if run else {}
-        super().__init__(
-            model_class=Classifier,
-            datamodule_class=TextDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=SaveConfig,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            trainer_defaults={"callbacks": [Recorder()]},
-            parser_kwargs={"prog": "influence", **parser_kwargs, **commands},
-            args=args,
-            run=run,
-        )
+        try:
+            super().__init__(
+                model_class=Classifier,
+                datamodule_class=TextDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=SaveConfig,
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                trainer_defaults={"callbacks": [Recorder()]},
+                parser_kwargs={"prog": "influence", **parser_kwargs, **commands},
+                args=args,
+                run=run,
+            )
+        except Exception as error:
+            reason = next((link for link in chain_of_causes(error) if isinstance(link, StartError)), None)
+            if reason is None:
+                raise
+            raise UsageError(f"{reason} {self._make_start()}") from error
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parses `args` alone, whatever the process was started with."""
-        self.config = parser.parse_args(cast(list[str], args))
+        """Parses `args` alone, whatever the process was started with.
+
+        Raises:
+            UsageError: If the seed is none.
+        """
+        self.config = parser.parse_args(find_configs(cast(list[str], args)))
+        seed = self._run_config.seed_everything
+        if isinstance(seed, bool) or not 0 <= seed < 2**32:
+            raise UsageError(f"seed_everything is {seed!r}, but must be a whole number from 0 to 2**32 - 1.")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the names that place a run, and the links between data and model."""
@@ -72,19 +96,31 @@ class InfluenceCLI(LightningCLI):
         parser.link_arguments("model.init_args.backbone", "data.init_args.tokenizer", compute_fn=resolve_backbone)
         parser.link_arguments("data.num_labels", "model.init_args.num_labels", apply_on="instantiate")
 
+    @property
+    def _run_config(self) -> Namespace:
+        """The configuration of the command that is run."""
+        return self.config.get(str(self.config.get("subcommand")), self.config)
+
     def before_instantiate_classes(self) -> None:
         """Places the run: folder, logs and, for every arm but the baseline, the start it begins from.
 
         Raises:
-            UsageError: If a checkpoint is named that does not exist.
+            UsageError: If a folder is named in another way than by these names, or a checkpoint does not exist.
         """
-        config = self.config.get(str(self.subcommand), self.config)
+        config = self._run_config
         dataset = config.dataset or config.data.class_path.rpartition(".")[2].lower()
         arm = config.arm or config.model.class_path.rpartition(".")[2].lower()
         seed = f"seed{config.seed_everything}"
         experiment = Path(config.outputs) / config.experiment
         run = experiment / dataset / arm / seed
+        if config.trainer.default_root_dir is not None:
+            raise UsageError(
+                f"trainer.default_root_dir is {config.trainer.default_root_dir!r}, but a run's folder follows from "
+                f"--outputs, --experiment, --dataset, --arm and the seed: {run}. Set those."
+            )
         config.trainer.default_root_dir = str(run)
+        if config.data.init_args.get("cache_dir") is None:
+            config.data.init_args.cache_dir = str(Path(config.outputs) / "cache")
         logger = config.trainer.get("logger")
         if hasattr(logger, "init_args") and "save_dir" in logger.init_args:
             logger.init_args.save_dir = str(run)
@@ -102,9 +138,48 @@ class InfluenceCLI(LightningCLI):
         if self.subcommand == "fit" and model.start is None and needs_start:
             model.start = str(experiment / dataset / "baseline" / seed / "start.safetensors")
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Builds the Trainer.
 
-class CheckCLI(InfluenceCLI):
-    """Parses a condition and looks for what it needs, without loading a model. `args` have no command in front."""
+        Raises:
+            UsageError: If it does not take its options, or the machine has not the device that is asked for.
+        """
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise UsageError(f"The Trainer cannot be made from the options trainer.*: {error}") from error
+
+    def _make_start(self) -> str:
+        """The command that makes the baseline start of this dataset, seed, backbone and sizes."""
+        config = self._run_config
+        data, name = config.data, config.dataset
+        file = configs_folder() / "data" / f"{name}.yaml"
+        shipped = yaml.safe_load(file.read_text())["data"]["init_args"] if name and file.is_file() else {}
+        known = _defaults(import_object(data.class_path)) | shipped | {"cache_dir": str(Path(config.outputs) / "cache")}
+        linked = ("seed", "tokenizer", "train_on")
+        changed = {key: value for key, value in data.init_args.items() if key not in linked and value != known.get(key)}
+        words = [word for file in ("base", f"data/{name}", "arms/baseline") for word in ("-c", f"configs/{file}.yaml")]
+        words += ["--experiment", config.experiment, "--seed_everything", str(config.seed_everything)]
+        words += [] if config.outputs == "outputs" else ["--outputs", config.outputs]
+        words += ["--model.backbone", config.model.init_args.backbone]
+        words += [
+            f"--data.{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changed.items()
+        ]
+        return f"Make it: {shlex.join(['influence', 'fit', *words])}"
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    """The defaults of a class's arguments, its bases' included."""
+    signatures = [inspect.signature(base.__init__) for base in reversed(kind.__mro__) if "__init__" in vars(base)]
+    return {name: item.default for signature in signatures for name, item in signature.parameters.items()}
+
+
+class PrepareData(InfluenceCLI):
+    """Prepares the data of a condition, without loading a model. `args` have no command in front.
+
+    Raises:
+        DataError: If the data cannot be had or does not have the rows asked for.
+    """
 
     def __init__(self, args: ArgsType) -> None:
         super().__init__(args, run=False)
@@ -113,17 +188,8 @@ class CheckCLI(InfluenceCLI):
         """Builds the datamodule alone."""
         data = self.config.data
         self.datamodule = import_object(data.class_path)(**data.init_args)
-
-    def check(self, prepare: bool) -> None:
-        """Looks for the backbone, and prepares the data if asked.
-
-        Raises:
-            BackboneError, DataError: If one of them cannot be had.
-        """
-        check_backbone(self.config.model.init_args.backbone)
-        if prepare:
-            self.datamodule.prepare_data()
-            self.datamodule.setup("fit")
+        self.datamodule.prepare_data()
+        self.datamodule.setup("fit")
 
 
 def main(argv: list[str]) -> int:

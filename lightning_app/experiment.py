@@ -1,14 +1,15 @@
 """`influence experiment`: every condition of a grid dataset x arm x seed, then their comparison."""
 
-import difflib
 import gc
 import hashlib
 import json
 import logging
+import re
 import shutil
 import sys
 import traceback
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,19 +18,15 @@ from time import perf_counter
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
+from lightning_app.configs import config_file, configs_folder, find_configs
 from lightning_app.errors import UsageError, user_mistake
 from lightning_app.files import METRICS_FILE, read_json, write_json, write_text
 
 CONDITION_FILE = "condition.json"
 QUICK_SIZE = 50
-
-
-def configs_folder() -> Path:
-    """The shipped configurations: beside the packages in a checkout, inside this package in an installed wheel."""
-    installed = Path(__file__).parent / "configs"
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "configs"
 
 
 @dataclass(frozen=True)
@@ -48,8 +45,22 @@ class Condition:
 
     @property
     def is_complete(self) -> bool:
-        """Whether its metrics, which are written last, are there."""
-        return (self.folder / METRICS_FILE).is_file()
+        """Whether its metrics, which are written last, are there and whole."""
+        try:
+            return {"accuracy", "macro_f1", "nll"} <= read_json(self.folder / METRICS_FILE).keys()
+        except (UsageError, FileNotFoundError, NotADirectoryError):
+            return False
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """What a fit under the same settings left when it was stopped."""
+        path = self.folder / "checkpoints" / "last.ckpt"
+        return path if zipfile.is_zipfile(path) and self.made_under()["digest"] == self.digest() else None
+
+    def made_under(self) -> dict[str, Any]:
+        """The settings that the folder's content was made under, and their digest; None each if nothing says."""
+        path = self.folder / CONDITION_FILE
+        return {"digest": None, "settings": None} | (read_json(path) if path.is_file() else {})
 
     @property
     def error_file(self) -> Path:
@@ -75,42 +86,51 @@ def build_parser() -> ArgumentParser:
         exit_on_error=False,
     )
     add = parser.add_argument
+    names = {"type": list[str], "metavar": "NAME ..."}
     add("-c", "--config", action=ActionConfigFile, help="YAML file with any of these options.")
     add("--name", type=str | None, default=None, help="Results go to <outputs>/<name>; default experiment-<backbone>.")
     add("--outputs", type=str, default="outputs", help="Folder of all results.")
     add("--backbone", type=str, default="Qwen/Qwen2-0.5B", help="Hub id, local folder, or all-MiniLM-L6-v2.")
-    add("--datasets", type=str, nargs="+", default=[], help="Names of files in configs/data.")
-    add("--arms", type=str, nargs="+", default=[], help="Names of files in configs/arms.")
-    add("--seeds", type=int, nargs="+", default=[0], help="Seeds: of splits, head and batch order.")
+    add("--datasets", **names, default=[], help="Names of files in configs/data.")
+    add("--arms", **names, default=[], help="Names of files in configs/arms.")
+    add("--seeds", type=list[int], metavar="K ...", default=[0], help="Seeds: of splits, head and batch order.")
     add("--quick", action="store_true", help=f"{QUICK_SIZE} samples a split: tries the pipeline, measures nothing.")
-    add("--calibration_samples", type=int | None, default=None, help="Rows for the masks' gradient; all if not given.")
     add("--accelerator", type=str | None, default=None, help="Name of a file in configs/accelerator: cpu, gpu, tpu.")
     add(
         "--set",
-        type=str,
-        nargs="+",
+        type=list[str],
         default=[],
-        metavar="[ARM:]KEY=VALUE",
-        help="Sets a key of every condition's config, or of one arm's: influence:model.fraction=0.01",
+        metavar="[ARM:]KEY=VALUE ...",
+        help="Sets a key of every condition's config, or of one arm's: influence:model.fraction=0.01. Adds to what a "
+        "config file sets; of two values for one key the later holds.",
     )
     add("--overwrite", action="store_true", help="Run complete conditions again, even under other settings.")
     return parser
 
 
-def config_file(kind: str, name: str) -> Path:
-    """The file `configs/<kind>/<name>.yaml`.
+def parse_options(argv: list[str]) -> Namespace:
+    """The options of the command line, where lists are values separated by spaces."""
+    return build_parser().parse_args(find_configs(_join_lists(argv)))
 
-    Raises:
-        UsageError: If there is none; lists what there is, near misses first.
-    """
-    folder = configs_folder() / kind
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
-    if name in names:
-        return folder / f"{name}.yaml"
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(near)}? " if near else ""
-    what = {"data": "dataset", "arms": "arm"}.get(kind, kind)
-    raise UsageError(f"Unknown {what} {name!r}. {hint}There are: {', '.join(names)}.")
+
+def _join_lists(words: list[str]) -> list[str]:
+    """Writes `--datasets a b` as `--datasets=[a, b]`, and `--set a b` so that both are appended to a config's."""
+    joined: list[str] = []
+    rest = list(words)
+    while rest:
+        option, _, value = (word := rest.pop(0)).partition("=")
+        if option not in ("--datasets", "--arms", "--seeds", "--set") or value.startswith("["):
+            joined.append(word)
+            continue
+        values = [value] if value else []
+        while rest and not re.match(r"-(?!\d)", rest[0]):  # -1 is a value
+            values.append(rest.pop(0))
+        if not values:
+            raise UsageError(f"{option} is empty: give at least one value.")
+        joined += (
+            [f"{option}+={value}" for value in values] if option == "--set" else [f"{option}=[{', '.join(values)}]"]
+        )
+    return joined
 
 
 def experiment_folder(options: Namespace) -> Path:
@@ -142,15 +162,12 @@ def build_conditions(options: Namespace, folder: Path) -> list[Condition]:
 
 
 def _condition(options: Namespace, folder: Path, dataset: str, arm: str, seed: int) -> Condition:
-    arm_file = config_file("arms", arm)
-    configs = [configs_folder() / "base.yaml", config_file("data", dataset), arm_file]
+    configs = [configs_folder() / "base.yaml", config_file("data", dataset), config_file("arms", arm)]
     if options.accelerator:
         configs.append(config_file("accelerator", options.accelerator))
     args = [f"--model.backbone={options.backbone}"]
     if options.quick:
         args += [f"--data.{split}_size={QUICK_SIZE}" for split in ("head_init", "train", "dev", "eval")]
-    if options.calibration_samples and "Influence" in yaml.safe_load(arm_file.read_text())["model"]["class_path"]:
-        args.append(f"--model.num_samples={options.calibration_samples}")
     args += [f"--{setting}" for only, setting in map(_split_assignment, options.set) if only in ("", arm)]
     return Condition(dataset, arm, seed, folder / dataset / arm / f"seed{seed}", tuple(args), tuple(configs))
 
@@ -175,31 +192,44 @@ def check_settings(conditions: list[Condition]) -> None:
         UsageError: If a complete condition was made under other settings.
     """
     for condition in conditions:
-        if not condition.is_complete or not (condition.folder / CONDITION_FILE).is_file():
-            continue
-        made = read_json(condition.folder / CONDITION_FILE)
-        if made.get("digest") != condition.digest():
-            found, asked = made.get("settings", {}).get("overrides"), list(condition.args)
-            difference = f"it had {found}, asked for is {asked}" if found != asked else "its YAML files have changed"
+        made = condition.made_under()
+        if condition.is_complete and made["digest"] != condition.digest():
             raise UsageError(
-                f"{condition.folder} is complete, but was made under other settings: {difference}. "
+                f"{condition.folder} is complete, but was made under other settings: {_difference(made, condition)}. "
                 "Give this experiment another --name, or --overwrite what is there."
             )
 
 
+def _difference(made: dict[str, Any], condition: Condition) -> str:
+    """What tells the settings of a complete condition from those asked for."""
+    if made["settings"] is None:
+        return f"it has no {CONDITION_FILE}, so no experiment made it"
+    found, asked = made["settings"]["overrides"], list(condition.args)
+    return f"it had {found}, asked for is {asked}" if found != asked else "its YAML files have changed"
+
+
 def check_inputs(conditions: list[Condition]) -> None:
-    """Parses every arm, prepares every dataset and looks for the backbone: mistakes are found before any training."""
-    from lightning_app.cli import CheckCLI
+    """Builds every arm with its Trainer and prepares every dataset, so that mistakes are found before any training.
 
-    one_a_dataset = {condition.dataset: condition for condition in reversed(conditions)}
-    one_an_arm = {condition.arm: condition for condition in reversed(conditions)}
-    for condition in conditions:
-        if condition is one_a_dataset[condition.dataset] or condition is one_an_arm[condition.arm]:
-            with quiet():
-                CheckCLI(command_line(condition)).check(prepare=condition is one_a_dataset[condition.dataset])
+    Raises:
+        UsageError, BackboneError, DataError, MaskingError, OptionError: If a condition could not be run.
+    """
+    from lightning_app.cli import InfluenceCLI, PrepareData
+
+    with quiet():
+        for condition in {condition.arm: condition for condition in reversed(conditions)}.values():
+            trainer = InfluenceCLI(command_line(condition), run=False).trainer
+            if trainer.world_size > 1:
+                raise UsageError(
+                    f"Arm {condition.arm} asks for {trainer.num_devices} devices on {trainer.num_nodes} nodes. An "
+                    "experiment runs each condition on one: leave trainer.devices and trainer.num_nodes at 1."
+                )
+            gc.collect()
+        for condition in {(condition.dataset, condition.seed): condition for condition in conditions}.values():
+            PrepareData(command_line(condition))
 
 
-def run_conditions(conditions: list[Condition], todo: list[Condition]) -> dict[Condition, str]:
+def run_conditions(conditions: list[Condition], todo: list[Condition], overwrite: bool = False) -> dict[Condition, str]:
     """Runs, in order, the conditions that are to do, and says of the others that they are complete.
 
     Returns:
@@ -213,7 +243,7 @@ def run_conditions(conditions: list[Condition], todo: list[Condition]) -> dict[C
             continue
         print(f"{label}: running", flush=True)
         start = perf_counter()
-        failure = _try(condition)
+        failure = _try(condition, overwrite)
         if failure:
             failures[condition] = failure
             print(f"{label}: FAILED, the reason is told at the end", flush=True)
@@ -222,33 +252,49 @@ def run_conditions(conditions: list[Condition], todo: list[Condition]) -> dict[C
     return failures
 
 
-def _try(condition: Condition) -> str | None:
-    """Runs a condition; returns why it failed. A fault of ours leaves its traceback in the condition's folder."""
+def _try(condition: Condition, overwrite: bool) -> str | None:
+    """Runs a condition; returns why it failed. A fault of ours leaves its traceback in the experiment's folder."""
     try:
-        run_condition(condition)
+        run_condition(condition, overwrite)
     except Exception as error:  # one condition's fault must not cost the others; it is told, kept and counted
         mistake = user_mistake(error)
         if mistake:
             return str(mistake)
-        write_text(condition.error_file, traceback.format_exc())
-        return f"{type(error).__name__}: {error} (traceback: {condition.error_file})"
+        return f"{type(error).__name__}: {error} ({_keep_traceback(condition)})"
     finally:
         gc.collect()
     return None
 
 
-def run_condition(condition: Condition) -> None:
-    """Fits and validates one condition by the same code as `influence fit` and `influence validate`."""
+def _keep_traceback(condition: Condition) -> str:
+    try:
+        write_text(condition.error_file, traceback.format_exc())
+    except OSError as unwritable:
+        traceback.print_exc()
+        return f"its traceback, above, could not be written: {unwritable}"
+    return f"traceback: {condition.error_file}"
+
+
+def run_condition(condition: Condition, overwrite: bool = False) -> None:
+    """Fits and validates one condition by the same code as `influence fit` and `influence validate`.
+
+    A fit that was stopped goes on after its last whole epoch, unless it is to be overwritten.
+    """
     from lightning_app.cli import InfluenceCLI
 
-    if condition.folder.exists():
-        shutil.rmtree(condition.folder)  # what a killed run left; the seed makes the same again
+    last = None if overwrite else condition.last_checkpoint
+    if not last and condition.folder.exists():
+        (condition.folder / METRICS_FILE).unlink(missing_ok=True)  # first: a half deleted folder is not complete
+        shutil.rmtree(condition.folder)
     settings = {"digest": condition.digest(), "settings": condition.settings()}
     write_json(condition.folder / CONDITION_FILE, settings)
     with quiet():
-        cli = InfluenceCLI(["fit", *command_line(condition)])
-        best = Path(cli.trainer.default_root_dir) / "checkpoints" / "best.ckpt"
+        resume = [f"--ckpt_path={last}"] if last else []
+        cli = InfluenceCLI(["fit", *command_line(condition), *resume])
+        checkpoints = Path(cli.trainer.default_root_dir) / "checkpoints"
+        best = checkpoints / "best.ckpt"
         cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=best, weights_only=True, verbose=False)
+    (checkpoints / "last.ckpt").unlink(missing_ok=True)
 
 
 def command_line(condition: Condition) -> list[str]:
@@ -297,8 +343,19 @@ def _headline(condition: Condition) -> str:
 
 def main(argv: list[str]) -> int:
     """Runs an experiment; 0 if every condition is complete, 1 if one failed."""
-    options = build_parser().parse_args(argv)
+    options = parse_options(argv)
     folder = experiment_folder(options)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            return _run(options, folder)
+    except Timeout:
+        raise UsageError(
+            f"Another experiment is running in {folder}. Wait for it, or give this one a --name."
+        ) from None
+
+
+def _run(options: Namespace, folder: Path) -> int:
     conditions = build_conditions(options, folder)
     if not options.overwrite:
         check_settings(conditions)
@@ -306,11 +363,11 @@ def main(argv: list[str]) -> int:
     print(f"{folder}: {len(conditions)} conditions, {len(conditions) - len(todo)} of them complete", flush=True)
     if todo:
         check_inputs(todo)
-    failures = run_conditions(conditions, todo)
+    failures = run_conditions(conditions, todo, options.overwrite)
+    for condition, reason in failures.items():
+        print(f"failed: {condition}: {reason}", file=sys.stderr, flush=True)
     if any(condition.is_complete for condition in conditions):
         from lightning_app.report import write_report  # the plotting library is loaded when there is something to plot
 
         print(f"\n{write_report(folder)}")
-    for condition, reason in failures.items():
-        print(f"failed: {condition}: {reason}", file=sys.stderr)
     return 1 if failures else 0

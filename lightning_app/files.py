@@ -11,7 +11,8 @@ from lightning_app.errors import UsageError
 if TYPE_CHECKING:
     import pyarrow
 
-FIT_FILE, METRICS_FILE, PREDICTIONS_FILE = "fit.json", "metrics.json", "predictions.parquet"
+FIT_FILE, METRICS_FILE = "fit.json", "metrics.json"
+PREDICTIONS_FILE, MASK_FILE = "predictions.parquet", "mask.safetensors"
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

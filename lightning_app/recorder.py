@@ -1,7 +1,7 @@
 """Writes what a run leaves: `fit.json` after training; predictions and `metrics.json` after the evaluation."""
 
-import resource
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -13,7 +13,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from influence_masking import InfluenceMasking
-from lightning_app.files import FIT_FILE, METRICS_FILE, PREDICTIONS_FILE, read_json, write_json, write_parquet
+from lightning_app.files import (
+    FIT_FILE,
+    MASK_FILE,
+    METRICS_FILE,
+    PREDICTIONS_FILE,
+    read_json,
+    write_json,
+    write_parquet,
+)
 
 PACKAGES = ("torch", "lightning", "transformers", "datasets", "peft", "torchmetrics")
 
@@ -29,7 +37,10 @@ class Recorder(Callback):
         self._started: dict[str, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Starts the clock and the memory gauge of a phase."""
+        """Starts the clock and the memory gauge of a phase; what an earlier fit left here is no longer true."""
+        if stage == "fit" and trainer.is_global_zero:
+            for name in (METRICS_FILE, PREDICTIONS_FILE, FIT_FILE, MASK_FILE):
+                (Path(trainer.default_root_dir) / name).unlink(missing_ok=True)
         self._started[stage] = perf_counter()
         self._batches.clear()
         reset_peak_memory(trainer.strategy.root_device)
@@ -54,7 +65,7 @@ class Recorder(Callback):
             if isinstance(callback, InfluenceMasking) and callback.mask is not None:
                 record["seconds"] |= callback.seconds
                 record |= _masking_record(callback) | {"mask_digest": callback.mask.digest}
-                callback.mask.save(folder / "mask.safetensors", dataset=cast(Any, trainer).datamodule.name)
+                callback.mask.save(folder / MASK_FILE, dataset=cast(Any, trainer).datamodule.name)
         write_json(folder / FIT_FILE, record)
 
     def on_validation_batch_end(
@@ -142,6 +153,7 @@ def _masking_record(callback: InfluenceMasking) -> dict[str, Any]:
     return {
         "masked_parameters": callback.num_masked,
         "candidate_parameters": callback.num_candidates,
+        "calibration_samples": cast(Any, callback.mask).provenance["num_samples"],
         "predicted_change": callback.predicted_change,
         "measured_change": callback.measured_change,
     }
@@ -152,14 +164,19 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5")
+        with suppress(OSError):  # a container may forbid it: then the gauge counts from the start of the process
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes at the highest since the reset: of the GPU, or of the process (elsewhere than Linux since its start)."""
+    """Bytes at the highest since the reset: of the GPU, or of the process (on macOS since its start, on Windows 0)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "linux":
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

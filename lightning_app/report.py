@@ -158,9 +158,31 @@ def _page(name: str, results: pd.DataFrame, table: str) -> str:
     )
 
 
+MUST_AGREE = {
+    (): ("backbone", "backbone_fingerprint", "precision", "early_stop_on"),
+    ("dataset",): ("eval_split", "split_sizes"),
+    ("dataset", "seed"): ("dataset_fingerprint",),
+}
+"""What the conditions of an experiment, of a dataset, and of a dataset and seed must have in common to be compared."""
+
+
+def mixtures(results: pd.DataFrame) -> list[str]:
+    """A sentence for each way in which results were made under different settings; none if they may be compared."""
+    found = []
+    for keys, columns in MUST_AGREE.items():
+        for name, group in results.groupby(list(keys)) if keys else [((), results)]:
+            for column in group.columns.intersection(columns):
+                values = list(dict.fromkeys(str(value) for value in group[column]))
+                if len(values) > 1:
+                    which = f" of {' seed '.join(map(str, name))}" if keys else ""
+                    found.append(f"NOT COMPARABLE: the results{which} mix {column}: {' and '.join(values)}.")
+    return found
+
+
 def _reading(results: pd.DataFrame) -> str:
     """How to read the table, in plain words."""
     lines = [
+        *mixtures(results),
         "± is half of the 95 % interval of the mean over seeds (Student's t); one seed has none.",
         "predicted: the first-order change of the training loss by zeroing the masked weights, minus the sum of "
         "theta * dL/dtheta over them. measured: the real change on the same samples. The lowest sign-gradient scores "
@@ -173,9 +195,14 @@ def _reading(results: pd.DataFrame) -> str:
 
 def _protocol(results: pd.DataFrame) -> str:
     rows = [
-        {"dataset": row.dataset, "eval split": row.eval_split, **row.split_sizes, "fingerprint": fingerprint[:12]}
-        for row in results.drop_duplicates("dataset").itertuples()
-        for fingerprint in [row.dataset_fingerprint]
+        {
+            "dataset": row.dataset,
+            "seed": row.seed,
+            "eval split": row.eval_split,
+            **row.split_sizes,
+            "fingerprint": row.dataset_fingerprint[:12],
+        }
+        for row in results.drop_duplicates(["dataset", "seed", "dataset_fingerprint"]).itertuples()
     ]
     return pd.DataFrame(rows).to_markdown(index=False)
 

@@ -6,10 +6,20 @@ that every arm starts from), then the arms `baseline`, `influence`, `lora` and `
 
 from modules.backbone import BackboneError
 from modules.baseline import Baseline
-from modules.classifier import Classifier
+from modules.classifier import CheckpointError, Classifier, OptionError
 from modules.full_ft import FullFineTuning
 from modules.influence import Influence
 from modules.lora import LoRA
 from modules.start import StartError
 
-__all__ = ["BackboneError", "Baseline", "Classifier", "FullFineTuning", "Influence", "LoRA", "StartError"]
+__all__ = [
+    "BackboneError",
+    "Baseline",
+    "CheckpointError",
+    "Classifier",
+    "FullFineTuning",
+    "Influence",
+    "LoRA",
+    "OptionError",
+    "StartError",
+]

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 EMBEDDED_NAME = "all-MiniLM-L6-v2"
@@ -55,15 +56,6 @@ def resolve_backbone(name: str) -> str:
     return str(folder)
 
 
-def check_backbone(name: str) -> None:
-    """Fetches the backbone's configuration alone, so that a wrong name is found before any expensive work.
-
-    Raises:
-        BackboneError: If no configuration can be loaded under that name.
-    """
-    _explained(AutoConfig.from_pretrained, name)
-
-
 def load_backbone(name: str) -> PreTrainedModel:
     """Loads the transformer without a task head, in float32 and in train mode.
 
@@ -73,13 +65,14 @@ def load_backbone(name: str) -> PreTrainedModel:
     backbone = _explained(AutoModel.from_pretrained, name, dtype=torch.float32)
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None  # pooling is ours; unused weights would be counted, decayed and saved
+    backbone.config.use_cache = False  # keys and values of a text that is read once are of no use
     return backbone.train()
 
 
 def _explained(load, name: str, **kwargs):
     try:
         return load(resolve_backbone(name), **kwargs)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         if isinstance(error, BackboneError):
             raise
         raise BackboneError(

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from modules.classifier import Classifier
 from modules.start import Start, StartReference
 
@@ -18,8 +20,8 @@ class Baseline(Classifier):
         self.train()
 
     def on_fit_end(self) -> None:
-        """Writes the start, from which the arms of the same dataset and seed begin."""
-        if self.trainer.is_global_zero:
+        """Writes the start, from which the arms of the same dataset and seed begin: the head that is evaluated."""
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
             self._as_start(self.trainer).save()
 
     def _as_start(self, trainer: Any) -> Start:
@@ -30,6 +32,16 @@ class Baseline(Classifier):
             dataset=trainer.datamodule.name,
             data_fingerprint=trainer.datamodule.fingerprint,
             seed=self.seed,
+            train_on=trainer.datamodule.train_on,
+            epochs=trainer.current_epoch,
+            learning_rate=self.learning_rate,
         )
-        head = {name: tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}
-        return Start(Path(trainer.default_root_dir) / "start.safetensors", head, reference)
+        return Start(Path(trainer.default_root_dir) / "start.safetensors", self._best_head(trainer), reference)
+
+    def _best_head(self, trainer: Any) -> dict[str, torch.Tensor]:
+        """The head of the best checkpoint, or the present one where no checkpoint was kept."""
+        checkpoint = trainer.checkpoint_callback
+        if checkpoint is None or not checkpoint.best_model_path:
+            return {name: tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}
+        weights = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+        return {name: weights[f"head.{name}"].contiguous() for name in self.head.state_dict()}

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -12,9 +13,17 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 from transformers import PretrainedConfig, get_linear_schedule_with_warmup
 
 from modules.backbone import backbone_fingerprint, default_pooling, load_backbone, pool
-from modules.start import Start, StartError
+from modules.start import Start
 
 Batch = dict[str, Tensor]
+
+
+class OptionError(ValueError):
+    """An option of an arm is out of its range."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint belongs to another condition, or cannot be resumed."""
 
 
 class Classifier(LightningModule):
@@ -35,6 +44,7 @@ class Classifier(LightningModule):
         seed: Seed of the condition; recorded in the start, and seeds random masks.
 
     Raises:
+        OptionError: If an option is out of its range.
         BackboneError: If the backbone cannot be loaded.
         StartError: If the start is missing or was made with another backbone or number of classes.
     """
@@ -54,7 +64,7 @@ class Classifier(LightningModule):
     ) -> None:
         super().__init__()
         if learning_rate <= 0 or weight_decay < 0 or not 0 <= warmup_ratio < 1:
-            raise ValueError(
+            raise OptionError(
                 "learning_rate must be positive, weight_decay at least 0 and warmup_ratio in [0, 1), "
                 f"found {learning_rate}, {weight_decay} and {warmup_ratio}."
             )
@@ -102,6 +112,11 @@ class Classifier(LightningModule):
         """Logits `[batch, num_labels]` in float32 from right-padded `[batch, tokens]` ids and mask."""
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return self.head(pool(hidden, attention_mask, self.pooling)).float()
+
+    def on_train_epoch_start(self) -> None:
+        """Seeds dropout by seed, epoch and process, so that an epoch after a resume is what it would have been."""
+        entropy = np.random.SeedSequence([self.seed, self.current_epoch, self.global_rank])
+        torch.manual_seed(int(entropy.generate_state(1)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy of the batch, in nats."""
@@ -159,8 +174,15 @@ class Classifier(LightningModule):
         """Checks the start against the data before anything expensive; arms add their own callbacks."""
         return [CheckStart()] if self.start else []
 
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint and the model it is loaded into must have in common; an arm adds its own options."""
+        datamodule: Any = getattr(self._trainer, "datamodule", None)
+        data = {"dataset": datamodule.name, "splits": datamodule.fingerprint} if datamodule else {}
+        return {"arm": type(self).__name__, "num_labels": self.num_labels, "seed": self.seed, **data}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves frozen backbone weights out: the checkpoint refers to the backbone instead of copying it."""
+        checkpoint["condition"] = self.identity()
         checkpoint["backbone"] = {"name": self.backbone_name, "fingerprint": self.backbone_fingerprint}
         for name in self._frozen_names():
             del checkpoint["state_dict"][name]
@@ -169,14 +191,28 @@ class Classifier(LightningModule):
         """Puts the frozen weights back from the loaded backbone, so that loading stays strict.
 
         Raises:
-            StartError: If the checkpoint refers to another backbone.
+            CheckpointError: If the checkpoint belongs to another condition or backbone, or if a fit is to go on from a
+                checkpoint that holds the weights alone.
         """
-        stored = checkpoint.get("backbone", {})
-        if stored.get("fingerprint") != self.backbone_fingerprint:
-            raise StartError(
-                f"The checkpoint belongs to the backbone {stored.get('name')!r} "
-                f"(fingerprint {str(stored.get('fingerprint'))[:12]}), but {self.backbone_name!r} "
+        stored, asked = checkpoint.get("condition") or {}, self.identity()
+        differences = [name for name in asked if name in ("arm", *stored) and stored.get(name) != asked[name]]
+        if differences:
+            name = differences[0]
+            raise CheckpointError(
+                f"The checkpoint was made with {name} {stored.get(name)!r}, but this run has {asked[name]!r}. Its own "
+                "settings are in the config.yaml of its run."
+            )
+        backbone = checkpoint.get("backbone", {})
+        if backbone.get("fingerprint") != self.backbone_fingerprint:
+            raise CheckpointError(
+                f"The checkpoint belongs to the backbone {backbone.get('name')!r} "
+                f"(fingerprint {str(backbone.get('fingerprint'))[:12]}), but {self.backbone_name!r} "
                 f"({self.backbone_fingerprint[:12]}) is loaded. Give the checkpoint's backbone: --model.backbone"
+            )
+        if self._trainer and self._trainer.state.fn == TrainerFn.FITTING and "optimizer_states" not in checkpoint:
+            raise CheckpointError(
+                "The checkpoint holds weights alone, so a fit cannot go on from it. A fit that was stopped leaves "
+                "checkpoints/last.ckpt, which holds everything."
             )
         current = self.state_dict()
         checkpoint["state_dict"].update({name: current[name] for name in self._frozen_names()})

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from jsonargparse.typing import OpenUnitInterval
 from lightning.pytorch import Callback
 
-from influence_masking import InfluenceMasking, Mask
+from influence_masking import InfluenceMasking, Mask, find_candidates
 from modules.classifier import Classifier
 
 
@@ -23,12 +23,13 @@ class Influence(Classifier):
         scope: Whether scores are ranked over all candidates, within each layer, or within each tensor.
         targets: Which weights are candidates: a list of name endings (`q_proj`), or a regular expression that matches
             whole parameter names. None: the attention and MLP projections.
-        num_samples: Rows of the training split the gradient is taken over; None takes all of them.
+        micro_batch_size: Most rows in one pass of the gradient; None takes the datamodule's groups. A smaller one saves
+            memory.
         tune: What trains under the mask: `none` takes no optimisation step, `head`, or `all`.
         **kwargs: As `Classifier`.
 
     Raises:
-        MaskingError: If the masking options are out of range.
+        MaskingError: If the masking options are out of range, or `targets` match nothing.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Influence(Classifier):
         tail: Literal["lowest", "highest"] = "lowest",
         scope: Literal["global", "layer", "tensor"] = "global",
         targets: list[str] | str | None = None,
-        num_samples: int | None = None,
+        micro_batch_size: int | None = None,
         tune: Literal["none", "head", "all"] = "none",
         **kwargs: Any,
     ) -> None:
@@ -51,18 +52,25 @@ class Influence(Classifier):
             tail=tail,
             scope=scope,
             targets=targets,
-            num_samples=num_samples,
+            num_samples=None,  # all that the datamodule gives: its calibration_size
+            micro_batch_size=micro_batch_size,
             seed=kwargs.get("seed", 0),
         )
         super().__init__(**kwargs)
 
     def adapt(self) -> None:
-        """Leaves trainable what `tune` says."""
+        """Leaves trainable what `tune` says, once it is certain that there are weights to mask."""
+        find_candidates(self, self.masking.targets)
         if self.tune != "all":
             self.backbone.requires_grad_(False)
         if self.tune == "none":
             self.head.requires_grad_(False)
         self.train()
+
+    def identity(self) -> dict[str, Any]:
+        """Adds what the mask was made by."""
+        made_by = {name: getattr(self.masking, name) for name in ("fraction", "score", "tail", "scope", "targets")}
+        return super().identity() | made_by | {"tune": self.tune}
 
     def configure_callbacks(self) -> list[Callback]:
         """Adds the masking, after the check of the start that its gradient is taken at."""

@@ -11,12 +11,12 @@ from torch import Tensor
 
 
 class StartError(ValueError):
-    """A baseline start or a checkpoint is missing or does not fit the model."""
+    """A baseline start is missing or does not fit the model or the data."""
 
 
 @dataclass(frozen=True)
 class StartReference:
-    """What a head was trained on: all of it must match before another arm may begin there."""
+    """What a head was trained on, which must match before another arm may begin there; and, from `train_on` on, how."""
 
     backbone: str
     backbone_fingerprint: str
@@ -24,6 +24,9 @@ class StartReference:
     dataset: str
     data_fingerprint: str
     seed: int
+    train_on: str
+    epochs: int
+    learning_rate: float
 
 
 @dataclass(frozen=True)
@@ -39,18 +42,18 @@ class Start:
         """Reads a start.
 
         Raises:
-            StartError: If the file is missing or not a start; a missing one names the command that makes it.
+            StartError: If the file is missing or not a start.
         """
         path = Path(path)
         if not path.is_file():
-            raise StartError(f"No baseline start at {path}: the other arms begin from it. {_make_it(path)}")
+            raise StartError(f"No baseline start at {path}: the other arms begin from the head that `baseline` trains.")
         try:
             with safe_open(path, framework="pt") as file:
                 reference = StartReference(**json.loads((file.metadata() or {})["start"]))
                 names = file.keys()
                 return cls(path, {name: file.get_tensor(name) for name in names}, reference)
         except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise StartError(f"{path} is not a baseline start ({error}). {_make_it(path)}") from error
+            raise StartError(f"{path} is not a baseline start ({error}).") from error
 
     def save(self) -> None:
         """Writes the file whole or not at all."""
@@ -65,14 +68,10 @@ class Start:
         if made.backbone_fingerprint != fingerprint:
             raise StartError(
                 f"The start {self.path} was made on the backbone {made.backbone!r} "
-                f"(fingerprint {made.backbone_fingerprint[:12]}), but {name!r} ({fingerprint[:12]}) is loaded. "
-                f"{_make_it(self.path)}"
+                f"(fingerprint {made.backbone_fingerprint[:12]}), but {name!r} ({fingerprint[:12]}) is loaded."
             )
         if made.num_labels != num_labels:
-            raise StartError(
-                f"The start {self.path} tells {made.num_labels} classes apart, the data has {num_labels}. "
-                f"{_make_it(self.path)}"
-            )
+            raise StartError(f"The start {self.path} tells {made.num_labels} classes apart, the data has {num_labels}.")
 
     def check_data(self, fingerprint: str, seed: int) -> None:
         """Raises StartError unless the head was trained on the same splits with the same seed."""
@@ -81,16 +80,5 @@ class Start:
             raise StartError(
                 f"The start {self.path} was made on {made.dataset} with seed {made.seed} (splits "
                 f"{made.data_fingerprint[:12]}), but this run has seed {seed} (splits {fingerprint[:12]}): other rows, "
-                f"sizes or seed. {_make_it(self.path)}"
+                "sizes or seed."
             )
-
-
-def _make_it(path: Path) -> str:
-    """The command that makes the start, read from outputs/<experiment>/<dataset>/<arm>/seed<k>/start.safetensors."""
-    make = "influence fit -c configs/base.yaml -c configs/data/{dataset}.yaml -c configs/arms/baseline.yaml"
-    parts = path.resolve().parts
-    if len(parts) < 6 or not parts[-2].startswith("seed"):
-        return f"Make one and pass its path: {make.format(dataset='<dataset>')}"
-    outputs, experiment, dataset, seed = Path(*parts[:-5]), parts[-5], parts[-4], parts[-2].removeprefix("seed")
-    where = "" if outputs == Path("outputs").resolve() else f" --outputs {outputs}"
-    return f"Make it: {make.format(dataset=dataset)} --experiment {experiment} --seed_everything {seed}{where}"

@@ -149,6 +149,16 @@ def test_calibration_does_not_depend_on_how_training_is_batched(make_toy):
             assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_a_smaller_calibration_is_a_stratified_part_of_train_and_not_its_longest_rows(make_toy):
+    module = make_toy(calibration_size=40)
+    rows = sorted(rows_of(module.calibration_dataloader()))
+    assert rows == split_rows(make_toy(train_size=40))["train"]
+    assert set(rows) < set(split_rows(module)["train"])
+    lengths = [mask.sum(1) for mask in (batch["attention_mask"] for batch in module.calibration_dataloader())]
+    everything = [batch["attention_mask"].sum(1) for batch in make_toy().calibration_dataloader()]
+    assert abs(torch.cat(lengths).float().mean() - torch.cat(everything).float().mean()) < 5
+
+
 def test_evaluation_and_calibration_compute_little_padding(make_toy):
     module = make_toy()
     assert padding(module.calibration_dataloader()) < 0.05
@@ -256,6 +266,8 @@ def test_two_processes_share_each_epoch(make_toy, tokenizer_folder, tmp_path):
         ({"early_stop_on": "test"}, "early_stop_on is 'test', but must be 'dev' or 'eval'"),
         ({"pad_lengths": [32, 64]}, r"pad_lengths is \[32, 64\], but must be lengths up to max_length, 128"),
         ({"pad_lengths": []}, "pad_lengths is"),
+        ({"calibration_size": 2}, "calibration_size is 2, but must be from 3, one row a class, to train_size, 1000"),
+        ({"calibration_size": 1001}, "calibration_size is 1001"),
         ({"seed": -1}, "seed is -1"),
         ({"num_workers": -1}, "num_workers is -1"),
     ],

@@ -1,5 +1,8 @@
 """A user's mistakes: one clear message, exit status 2, no traceback, nothing expensive begun."""
 
+import shlex
+import shutil
+
 import pytest
 
 
@@ -19,6 +22,15 @@ def told(capsys) -> str:
         (["--set", "model.learning_rate"], "has no value: write KEY=VALUE"),
         (["--set", "model.learnin_rate=1"], "learnin_rate"),
         (["--set", "data.train_size=100000"], "usable ones are found"),
+        (["--arms", "influence", "--set", "influence:model.targets=[q_porj]"], "q_proj"),
+        (["--arms", "influence", "--set", "influence:model.score=sing_gradient"], "sign_gradient"),
+        (["--arms", "influence", "--set", "influence:data.calibration_size=0"], "calibration_size is 0"),
+        (["--arms", "lora", "--set", "lora:model.rank=0"], "rank must be at least 1"),
+        (["--arms", "full_ft", "--set", "full_ft:model.learning_rate=-1"], "learning_rate must be positive"),
+        (["--accelerator", "gpu"], "gpu"),
+        (["--set", "trainer.accelerator=warp"], "The Trainer cannot be made from the options trainer.*"),
+        (["--set", "trainer.devices=2"], "leave trainer.devices and trainer.num_nodes at 1"),
+        (["--seeds", "-1"], "seed_everything is -1"),
     ],
 )
 def test_a_mistake_is_refused_before_any_training(words, message, tiny_qwen, data_cache, influence, capsys, tmp_path):
@@ -42,19 +54,75 @@ def test_a_pattern_that_matches_nothing_is_refused_with_near_misses(
     assert not list(tmp_path.rglob("mask.safetensors"))
 
 
-def test_a_missing_start_prints_the_command_that_makes_it(condition_words, influence, capsys):
+def test_a_missing_start_prints_the_command_that_makes_it(condition_words, influence, capsys, tmp_path):
     assert influence("fit", *condition_words("lora", "early")) == 2
-    assert "Make it: influence fit -c configs/base.yaml -c configs/data/docstrings.yaml" in told(capsys)
+    command = told(capsys).partition("Make it: ")[2].strip()
+    assert command.startswith("influence fit -c configs/base.yaml -c configs/data/docstrings.yaml")
+    for needed in ("--model.backbone", "--data.train_size=50", "--data.cache_dir"):
+        assert needed in command
+    assert influence(*shlex.split(command)[1:], "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false") == 0
+    assert influence("fit", *condition_words("lora", "early"), "--trainer.fast_dev_run=1") == 0
+
+
+def test_a_trial_run_leaves_no_start(condition_words, influence, tmp_path):
+    assert influence("fit", *condition_words("baseline", "trial"), "--trainer.fast_dev_run=1") == 0
+    assert not list(tmp_path.rglob("start.safetensors"))
 
 
 def test_a_start_of_another_seed_is_refused_before_the_gradient(study, condition_words, influence, capsys, tmp_path):
     start = study / "docstrings" / "baseline" / "seed0" / "start.safetensors"
     words = [*condition_words("influence", "other"), f"--model.start={start}", "--seed_everything=1"]
     assert influence("fit", *words) == 2
-    assert "other rows, sizes or seed" in told(capsys)
+    message = told(capsys)
+    assert "other rows, sizes or seed" in message
+    assert "--seed_everything 1" in message
     assert not list(tmp_path.rglob("mask.safetensors"))
 
 
 def test_a_missing_checkpoint_is_told(condition_words, influence, capsys):
     assert influence("validate", *condition_words("lora", "early"), "--ckpt_path=nowhere.ckpt") == 2
     assert "nowhere.ckpt" in told(capsys)
+
+
+@pytest.mark.parametrize(
+    ("made", "loaded", "options", "message"),
+    [
+        ("full_ft", "influence", [], "made with arm 'FullFineTuning', but this run has 'Influence'"),
+        ("lora", "lora", ["--model.rank=4"], "made with rank 8, but this run has 4"),
+        ("lora", "lora", ["--seed_everything=1"], "made with seed 0, but this run has 1"),
+        ("lora", "lora", ["--data.train_size=60"], "made with splits "),
+        ("influence", "influence", ["--model.fraction=0.1"], "made with fraction 0.05, but this run has 0.1"),
+    ],
+)
+def test_a_checkpoint_of_another_condition_is_refused(
+    made, loaded, options, message, study, condition_words, influence, capsys, tmp_path
+):
+    checkpoint = study / "docstrings" / made / "seed0" / "checkpoints" / "best.ckpt"
+    assert influence("validate", *condition_words(loaded, "mixed"), *options, f"--ckpt_path={checkpoint}") == 2
+    assert message in told(capsys)
+    assert not list(tmp_path.rglob("metrics.json"))
+
+
+def test_weights_alone_are_not_resumed(study, condition_words, influence, capsys):
+    checkpoint = study / "docstrings" / "baseline" / "seed0" / "checkpoints" / "best.ckpt"
+    assert influence("fit", *condition_words("baseline", "again"), f"--ckpt_path={checkpoint}") == 2
+    assert "holds weights alone, so a fit cannot go on from it" in told(capsys)
+
+
+def test_a_folder_that_is_not_one_is_told(condition_words, influence, capsys, tmp_path):
+    (tmp_path / "taken").write_text("")
+    assert influence("fit", *condition_words("baseline", "mine"), "--outputs=taken") == 2
+    assert "taken" in told(capsys)
+
+
+def test_the_folder_of_a_run_has_one_way_to_be_named(condition_words, influence, capsys):
+    assert influence("fit", *condition_words("baseline", "mine"), "--trainer.default_root_dir=here") == 2
+    assert "follows from --outputs, --experiment" in told(capsys)
+
+
+def test_truncated_weights_are_told(tiny_qwen, condition_words, influence, capsys, tmp_path):
+    shutil.copytree(tiny_qwen, tmp_path / "broken")
+    weights = tmp_path / "broken" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert influence("fit", *condition_words("baseline", "mine"), f"--model.backbone={tmp_path / 'broken'}") == 2
+    assert "broken' could not be loaded from that folder" in told(capsys)

@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from lightning_app.cli import InfluenceCLI
-from lightning_app.experiment import build_conditions, build_parser, configs_folder, experiment_folder
+from lightning_app.configs import configs_folder
+from lightning_app.experiment import build_conditions, experiment_folder, parse_options
 
 CONFIGS = configs_folder()
 DATASETS = sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml"))
@@ -55,7 +56,7 @@ def test_every_accelerator_parses_over_a_condition(accelerator, tiny_qwen):
 
 @pytest.mark.parametrize(("file", "conditions"), [("experiment", 16), ("demo", 5)])
 def test_every_experiment_is_a_grid_of_known_conditions(file, conditions):
-    options = build_parser().parse_args(["-c", str(CONFIGS / f"{file}.yaml")])
+    options = parse_options(["-c", str(CONFIGS / f"{file}.yaml")])
     assert len(build_conditions(options, experiment_folder(options))) == conditions
 
 

@@ -1,20 +1,24 @@
 import json
 
 import pytest
+from filelock import FileLock
+from jsonargparse import ArgumentError
 
 from lightning_app.errors import UsageError
 from lightning_app.experiment import (
     CONDITION_FILE,
     build_conditions,
-    build_parser,
     check_settings,
     command_line,
     experiment_folder,
+    main,
+    parse_options,
+    run_conditions,
 )
 
 
 def conditions_of(*words: str):
-    options = build_parser().parse_args(list(words))
+    options = parse_options(list(words))
     return build_conditions(options, experiment_folder(options))
 
 
@@ -55,9 +59,34 @@ def test_quick_runs_have_fifty_samples_a_split_and_a_folder_of_their_own():
     assert condition.folder.parents[2].name == "experiment-Qwen2-0.5B-quick"
 
 
-def test_calibration_samples_reach_the_masking_arms_alone():
-    conditions = conditions_of("--datasets", "sst2", "--calibration_samples", "64")
-    assert {c.arm for c in conditions if "--model.num_samples=64" in c.args} == {"influence"}
+def test_a_setting_may_be_for_one_arm_alone():
+    conditions = conditions_of("--datasets", "sst2", "--set", "influence:data.calibration_size=64")
+    assert {c.arm for c in conditions if "--data.calibration_size=64" in c.args} == {"influence"}
+
+
+def test_settings_of_the_command_line_add_to_those_of_a_config(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("datasets: [sst2]\narms: [lora]\nset: [data.max_length=64]\n")
+    for words in (["--set", "a.b=1", "c.d=[2, 3]"], ["--set=a.b=1", "--set", "c.d=[2, 3]"]):
+        condition = conditions_of("-c", str(file), *words)[1]
+        assert condition.args[1:] == ("--data.max_length=64", "--a.b=1", "--c.d=[2, 3]")
+
+
+def test_a_config_with_a_name_where_a_list_belongs_is_told(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("datasets: sst2\n")
+    with pytest.raises(ArgumentError, match=r'key "datasets":\s+Expected a <class \'list\'>\. Got value: sst2'):
+        conditions_of("-c", str(file))
+    with pytest.raises(UsageError, match="--seeds is empty"):
+        conditions_of("--seeds", "--quick")
+
+
+def test_configs_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(conditions_of("-c", "configs/demo.yaml")) == 5
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "demo.yaml").write_text("datasets: [sst2]\narms: [lora]\n")
+    assert len(conditions_of("-c", "configs/demo.yaml")) == 2  # the user's own file comes first
 
 
 def test_a_condition_runs_by_the_words_of_influence_fit():
@@ -72,9 +101,44 @@ def test_complete_results_of_other_settings_are_not_mixed_in(tmp_path):
 
     made = grid()[0]
     made.folder.mkdir(parents=True)
-    (made.folder / "metrics.json").write_text("{}")
+    (made.folder / "metrics.json").write_text('{"accuracy": 0.5, "macro_f1": 0.5, "nll": 1.0}')
+    with pytest.raises(UsageError, match=r"it has no condition\.json, so no experiment made it"):
+        check_settings(grid())
     (made.folder / CONDITION_FILE).write_text(json.dumps({"digest": made.digest(), "settings": made.settings()}))
 
     check_settings(grid())
     with pytest.raises(UsageError, match=r"other settings.*data\.train_size=200.*--name, or --overwrite"):
         check_settings(grid("--set", "data.train_size=200"))
+
+
+@pytest.mark.parametrize("content", ["", '{"accuracy": 0.5', "[1]", '{"dataset": "sst2"}'])
+def test_a_condition_with_damaged_metrics_is_not_complete(content, tmp_path):
+    condition = conditions_of("--outputs", str(tmp_path), "--datasets", "sst2")[0]
+    assert not condition.is_complete
+    condition.folder.mkdir(parents=True)
+    (condition.folder / "metrics.json").write_text(content)
+    assert not condition.is_complete
+
+
+def test_two_experiments_do_not_share_a_folder(tmp_path):
+    words = ["--outputs", str(tmp_path), "--datasets", "sst2", "--name", "mine"]
+    (tmp_path / "mine").mkdir()
+    with (
+        FileLock(tmp_path / "mine" / ".lock"),
+        pytest.raises(UsageError, match=r"Another experiment is running in .*mine.*--name"),
+    ):
+        main(words)
+
+
+def test_a_traceback_that_cannot_be_kept_is_printed_and_costs_nothing(tmp_path, monkeypatch, capsys):
+    def fail(condition, overwrite):
+        raise RuntimeError("the machine is on fire")
+
+    monkeypatch.setattr("lightning_app.experiment.run_condition", fail)
+    conditions = conditions_of("--outputs", str(tmp_path), "--datasets", "sst2", "--name", "mine")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "errors").write_text("a file where a folder should be")
+    failures = run_conditions(conditions, conditions)
+    assert len(failures) == len(conditions)
+    assert all("on fire" in reason and "could not be written" in reason for reason in failures.values())
+    assert "Traceback" in capsys.readouterr().err

@@ -93,3 +93,19 @@ def test_a_damaged_metrics_file_is_told_by_its_path(experiment):
     (experiment / "sst2" / "lora" / "seed0" / "metrics.json").write_text('{"dataset": "ss')
     with pytest.raises(UsageError, match=r"lora/seed0/metrics\.json is not a JSON file"):
         load_results(experiment)
+
+
+@pytest.mark.parametrize(
+    ("difference", "sentence"),
+    [
+        ({"backbone": "other/backbone"}, "the results mix backbone: some/backbone and other/backbone"),
+        ({"early_stop_on": "eval"}, "the results mix early_stop_on: dev and eval"),
+        ({"split_sizes": {"train": 20}}, "the results of sst2 mix split_sizes: {'train': 10} and {'train': 20}"),
+        ({"dataset_fingerprint": "e" * 64}, "the results of sst2 seed 1 mix dataset_fingerprint"),
+    ],
+)
+def test_results_of_different_settings_are_told_apart(difference, sentence, experiment):
+    assert "NOT COMPARABLE" not in write_report(experiment)
+    write_condition(experiment, "sst2", "full_ft", 1, 0.8, **difference)
+    assert f"NOT COMPARABLE: {sentence}" in write_report(experiment)
+    assert f"NOT COMPARABLE: {sentence}" in (experiment / "report.md").read_text()

@@ -3,7 +3,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from modules import Baseline, FullFineTuning, LoRA
-from modules.backbone import EMBEDDED_NAME, BackboneError, check_backbone, pool, resolve_backbone
+from modules.backbone import EMBEDDED_NAME, BackboneError, load_backbone, pool, resolve_backbone
 
 
 @pytest.fixture
@@ -81,9 +81,9 @@ def test_biases_and_norms_are_not_decayed(tiny_qwen):
 def test_an_unknown_backbone_is_told_with_where_it_was_looked_for(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(BackboneError, match=r"nobody/nothing.*could not be loaded from http.*HF_HUB_OFFLINE"):
-        check_backbone("nobody/nothing")
+        load_backbone("nobody/nothing")
     with pytest.raises(BackboneError, match="could not be loaded from that folder"):
-        check_backbone(str(tmp_path))
+        load_backbone(str(tmp_path))
 
 
 def test_the_embedded_backbone_is_the_original(monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 
 from lightning_app.__main__ import COMMANDS, main
 from lightning_app.cli import InfluenceCLI
-from lightning_app.experiment import build_conditions, build_parser, experiment_folder
+from lightning_app.experiment import build_conditions, experiment_folder, parse_options
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [ROOT / "README.md", *sorted((ROOT / "configs").rglob("*.yaml"))]
@@ -40,7 +40,7 @@ def test_a_printed_command_is_understood(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     _, name, *words = shlex.split(command)
     if name == "experiment":
-        options = build_parser().parse_args(words)
+        options = parse_options(words)
         assert build_conditions(options, experiment_folder(options))
     elif name == "report":
         assert words[0] == "--results"
