@@ -1,10 +1,11 @@
 """Held weights are bit for bit what they were, under every optimizer."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from models import Classifier, loader, quiet_trainer, weights_of
 from torch import nn
 
@@ -31,29 +32,47 @@ class Trained(Classifier):
         return self.make(self.parameters())
 
 
-def assert_held(module: nn.Module, before: dict[str, torch.Tensor], callback: InfluenceMasking) -> None:
-    """Compares bits of held weights, and sees that the others moved."""
+class Outcome(NamedTuple):
+    """What training did: how many held weights have other bits than they should, and which parameters stood still.
+
+    A parameter stands still if it has weights that are not held and none of them moved.
+    """
+
+    broken: int
+    still: list[str]
+
+
+HELD = Outcome(0, [])
+
+
+def outcome(module: nn.Module, before: dict[str, torch.Tensor], callback: InfluenceMasking) -> Outcome:
+    broken, still = 0, []
     for name, parameter in module.named_parameters():
         selected = callback.mask.flags(name) if name in callback.mask.shapes else torch.zeros(parameter.shape) > 0
         held = ~selected if callback.action == "train_only" else selected
-        expected = torch.zeros_like(before[name]) if callback.action == "zero" else before[name]
-        bits, expected_bits = (t.detach().view(torch.int32) for t in (parameter, expected))
-        assert torch.equal(bits[held], expected_bits[held]), name
-        assert held.all() or not torch.equal(bits[~held], before[name].view(torch.int32)[~held]), name
+        was = before[name].to(parameter.dtype)
+        expected = torch.zeros_like(was) if callback.action == "zero" else was
+        integers = {2: torch.int16, 4: torch.int32}[was.element_size()]
+        bits, was_bits, expected_bits = (t.detach().view(integers) for t in (parameter, was, expected))
+        broken += int((bits != expected_bits)[held].sum())
+        if not held.all() and torch.equal(bits[~held], was_bits[~held]):
+            still.append(name)
+    return Outcome(broken, still)
 
 
-def train(module: Classifier, action: str, fraction: float = 0.1, **options: Any) -> InfluenceMasking:
+def train(module: Classifier, action: str, fraction: float = 0.1, **options: Any) -> tuple[InfluenceMasking, Outcome]:
     callback = InfluenceMasking(fraction, targets=["0", "3"], num_samples=90, action=action)
     before = weights_of(module)
     quiet_trainer(callback, max_epochs=4, **options).fit(module, loader(100))
-    assert_held(module, before, callback)
-    return callback
+    return callback, outcome(module, before, callback)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("action", ACTIONS)
 def test_weights_are_held_under(name: str, action: str) -> None:
-    train(Trained(OPTIMIZERS[name]), action)
+    callback, found = train(Trained(OPTIMIZERS[name]), action)
+    assert callback.num_masked == 64
+    assert found == HELD
 
 
 @pytest.mark.parametrize("action", ACTIONS)
@@ -65,11 +84,15 @@ def test_weights_are_held_under(name: str, action: str) -> None:
         {"gradient_clip_val": 0.1},
         {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"},
         {"precision": "bf16-mixed"},
+        {"precision": "bf16-true"},
+        {"precision": "16-true"},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
 def test_weights_are_held_with(options: dict[str, Any], fraction: float, action: str) -> None:
-    train(Trained(), action, fraction, **options)
+    callback, found = train(Trained(), action, fraction, **options)
+    assert callback.num_masked == int(fraction * 640)
+    assert found == HELD
 
 
 @pytest.mark.parametrize("action", ACTIONS)
@@ -82,20 +105,74 @@ def test_weights_are_held_in_a_compiled_module(action: str) -> None:
     callback = InfluenceMasking(0.1, targets=["0", "3"], num_samples=90, action=action)
     before = weights_of(module)
     quiet_trainer(callback).fit(torch.compile(module, backend="aot_eager"), loader(100))
-    assert_held(module, before, callback)
+    assert outcome(module, before, callback) == HELD
     plain = InfluenceMasking(0.1, targets=["0", "3"], num_samples=90, action=action)
     quiet_trainer(plain, max_epochs=0).fit(Trained(), loader(100))
     assert callback.mask.digest == plain.mask.digest
 
 
-def test_weights_are_held_under_bfloat16_weights() -> None:
-    module = Trained()
-    callback = InfluenceMasking(0.1, targets=["0", "3"], num_samples=90, action="freeze")
-    before = {name: value.bfloat16() for name, value in weights_of(module).items()}
-    quiet_trainer(callback, precision="bf16-true").fit(module, loader(100))
-    for name in callback.mask.shapes:
-        flags = callback.mask.flags(name)
-        assert torch.equal(dict(module.named_parameters())[name].bfloat16()[flags], before[name][flags])
+@pytest.mark.parametrize("clip", [None, 0.1])
+@pytest.mark.parametrize("name", ["SGD with momentum and decay", "AdamW with decay"])
+@pytest.mark.parametrize("action", ACTIONS)
+def test_weights_are_held_when_the_loss_of_a_float16_pass_is_scaled(action: str, name: str, clip: float | None) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=5)
+    skipped = []
+
+    class Watched(Trained):
+        def on_train_batch_end(self, *_: Any) -> None:
+            skipped.append(scaler.get_scale())
+
+    precision = MixedPrecision("16-mixed", "cpu", scaler)
+    callback, found = train(Watched(OPTIMIZERS[name]), action, plugins=precision, gradient_clip_val=clip)
+    assert found == HELD
+    assert min(skipped) < 2.0**20  # some steps overflowed and were skipped
+    assert len(set(skipped)) > 2
+    alone, _ = train(Trained(OPTIMIZERS[name]), action)
+    # the gradient of the mask is taken in float32
+    assert (callback.mask.digest, callback.loss_before) == (alone.mask.digest, alone.loss_before)
+
+
+class ByHand(Trained):
+    """Steps twice a batch, and notes after each step whether held weights are what they should be."""
+
+    def __init__(self, own: bool) -> None:
+        super().__init__(OPTIMIZERS["SGD with momentum and decay"])
+        self.automatic_optimization, self.own = False, own
+        self.before = weights_of(self)
+        self.after_steps: list[int] = []
+        self.after_batches: list[int] = []
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
+        optimizer = self.mine if self.own else self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+        for _ in range(2):
+            optimizer.step()
+            if self.trainer.callbacks[0].mask:
+                self.after_steps.append(outcome(self, self.before, self.trainer.callbacks[0]).broken)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.after_batches.append(outcome(self, self.before, self.trainer.callbacks[0]).broken)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer | None:
+        self.mine = self.make(self.parameters())
+        return None if self.own else self.mine
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_weights_are_held_from_one_step_to_the_next_within_a_batch(action: str) -> None:
+    module = ByHand(own=False)
+    train(module, action)
+    assert len(module.after_steps) == 4 * 7 * 2
+    assert set(module.after_steps) == {0}
+
+
+def test_weights_of_an_optimizer_that_the_trainer_does_not_know_are_held_from_batch_to_batch() -> None:
+    module = ByHand(own=True)
+    train(module, "freeze")
+    assert len(module.after_batches) == 4 * 7
+    assert set(module.after_batches) == {0}
+    assert max(module.after_steps) > 0
 
 
 def test_weights_without_a_hold_drift() -> None:
@@ -120,7 +197,7 @@ def test_clipping_sees_no_gradient_of_held_weights() -> None:
             norms.append(self.trainer.callbacks[0]._hold.gradient_norm())
             norms.append(self.net[0].weight.grad[~self.trainer.callbacks[0].mask.flags("net.0.weight")].norm().item())
 
-    train(Watched(), "freeze")
+    assert train(Watched(), "freeze")[1] == HELD
     assert set(norms[::2]) == {0.0}
     assert min(norms[1::2]) > 0
 
@@ -132,7 +209,8 @@ def test_a_parameter_that_is_unfrozen_later_is_held_too() -> None:
 
     module = Thawing()
     module.net[0].weight.requires_grad_(False)
-    train(module, "freeze")
+    assert train(module, "freeze")[1] == HELD
+    assert module.net[0].weight.requires_grad
 
 
 def test_tied_weights_are_held_under_both_names() -> None:
