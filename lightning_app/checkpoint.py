@@ -1,5 +1,7 @@
 """What a run keeps of its weights: those that are measured, and all that a stopped fit needs to go on."""
 
+from typing import Any, cast
+
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
@@ -22,7 +24,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves what no epoch has saved."""
-        if not self.best_model_path and not trainer.fast_dev_run:
+        if not self.best_model_path and not cast(Any, trainer).fast_dev_run:
             self.best_model_path = f"{trainer.default_root_dir}/checkpoints/best.ckpt"
             trainer.save_checkpoint(self.best_model_path, weights_only=True)
 

@@ -170,7 +170,9 @@ class InfluenceCLI(LightningCLI):
 
 def _defaults(kind: type) -> dict[str, Any]:
     """The defaults of a class's arguments, its bases' included."""
-    signatures = [inspect.signature(base.__init__) for base in reversed(kind.__mro__) if "__init__" in vars(base)]
+    signatures = [
+        inspect.signature(vars(base)["__init__"]) for base in reversed(kind.__mro__) if "__init__" in vars(base)
+    ]
     return {name: item.default for signature in signatures for name, item in signature.parameters.items()}
 
 

@@ -33,7 +33,7 @@ def user_mistake(error: BaseException) -> Exception | None:
 
     ours = (UsageError, DataError, MaskingError, BackboneError, CheckpointError, OptionError, StartError)
     chain = chain_of_causes(error)
-    told = [link for link in chain if isinstance(link, ours)]
+    told: list[Exception] = [link for link in chain if isinstance(link, ours)]
     told += [link for link in chain if isinstance(link, (ArgumentError, MisconfigurationException))]
     told += [link for link in chain if isinstance(link, OSError) and link.errno in UNWRITABLE and link.filename]
     return told[0] if told else None

@@ -86,13 +86,12 @@ def build_parser() -> ArgumentParser:
         exit_on_error=False,
     )
     add = parser.add_argument
-    names = {"type": list[str], "metavar": "NAME ..."}
     add("-c", "--config", action=ActionConfigFile, help="YAML file with any of these options.")
     add("--name", type=str | None, default=None, help="Results go to <outputs>/<name>; default experiment-<backbone>.")
     add("--outputs", type=str, default="outputs", help="Folder of all results.")
     add("--backbone", type=str, default="Qwen/Qwen2-0.5B", help="Hub id, local folder, or all-MiniLM-L6-v2.")
-    add("--datasets", **names, default=[], help="Names of files in configs/data.")
-    add("--arms", **names, default=[], help="Names of files in configs/arms.")
+    add("--datasets", type=list[str], metavar="NAME ...", default=[], help="Names of files in configs/data.")
+    add("--arms", type=list[str], metavar="NAME ...", default=[], help="Names of files in configs/arms.")
     add("--seeds", type=list[int], metavar="K ...", default=[0], help="Seeds: of splits, head and batch order.")
     add("--quick", action="store_true", help=f"{QUICK_SIZE} samples a split: tries the pipeline, measures nothing.")
     add("--accelerator", type=str | None, default=None, help="Name of a file in configs/accelerator: cpu, gpu, tpu.")
@@ -241,7 +240,8 @@ def run_conditions(conditions: list[Condition], todo: list[Condition], overwrite
         if condition not in todo:
             print(f"{label}: complete, {_headline(condition)}", flush=True)
             continue
-        print(f"{label}: running", flush=True)
+        resumes = condition.last_checkpoint and not overwrite
+        print(f"{label}: {'going on after its last whole epoch' if resumes else 'running'}", flush=True)
         start = perf_counter()
         failure = _try(condition, overwrite)
         if failure:
@@ -311,6 +311,7 @@ EXPECTED_WARNINGS = (
     ".*smaller than the logging interval.*",
     ".*module\\(s\\) in eval mode at the start of training.*",  # a frozen backbone
     ".*this fit will run with no optimizer.*",  # `tune: none`
+    ".*Checkpoint directory .* exists and is not empty.*",  # a fit that goes on
     ".*treespec, LeafSpec.*",
     ".*is_gradient_checkpointing.*",
 )

@@ -21,8 +21,9 @@ class Baseline(Classifier):
 
     def on_fit_end(self) -> None:
         """Writes the start, from which the arms of the same dataset and seed begin: the head that is evaluated."""
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
-            self._as_start(self.trainer).save()
+        trainer: Any = self.trainer
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            self._as_start(trainer).save()
 
     def _as_start(self, trainer: Any) -> Start:
         reference = StartReference(

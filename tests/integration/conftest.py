@@ -23,6 +23,7 @@ def study(study_words: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("study")
     done = run_influence(*study_words, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "printed.txt").write_text(done.stdout)
     return folder / "outputs" / "study-quick"
 
 

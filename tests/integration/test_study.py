@@ -1,18 +1,17 @@
 """The four arms end to end, by the commands that users run."""
 
-import os
+import json
+import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from integration_helpers import ARMS, ROOT, metrics_of, predictions_of, run_influence
+from integration_helpers import ARMS, metrics_of, predictions_of, run_influence, run_stopped, table_of
 
 from influence_masking import Mask
 from modules.backbone import load_backbone
+from modules.start import Start
 
 FIELDS = {
     *("dataset", "arm", "seed", "split_sizes", "eval_split", "accuracy", "macro_f1", "nll", "ece"),
@@ -35,8 +34,23 @@ def test_every_condition_leaves_what_the_documentation_promises(study):
         left = {path.name for path in run.iterdir()}
         assert {"config.yaml", "metrics.json", "predictions.parquet"} <= left
         assert any(name.startswith("events.out.tfevents") for name in left)
-        assert metrics_of(run).keys() | {"seconds", "peak_memory_bytes"} >= FIELDS
+        metrics = json.loads((run / "metrics.json").read_text())
+        assert metrics.keys() >= FIELDS | (MASK_FIELDS if arm.startswith("influence") else set())
+        assert metrics["seconds"]["fit"] >= metrics["seconds"]["train"] >= 0
+        assert metrics["seconds"]["evaluate"] > 0
+        assert metrics["peak_memory_bytes"] > 10**8
+        assert not (run / "checkpoints" / "last.ckpt").exists()
         assert ("mask.safetensors" in left) == arm.startswith("influence")
+
+
+def test_the_start_is_the_head_that_was_evaluated(study):
+    run = study / "docstrings" / "baseline" / "seed0"
+    start = Start.load(run / "start.safetensors")
+    best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    assert best.keys() == {f"head.{name}" for name in start.head}
+    for name, tensor in start.head.items():
+        assert torch.equal(tensor, best[f"head.{name}"])
+    assert (start.reference.train_on, start.reference.epochs) == ("head_init", 2)
 
 
 def test_the_mask_has_exactly_five_percent_of_the_candidates(study):
@@ -74,7 +88,7 @@ def test_checkpoints_of_frozen_arms_are_small_and_refer_to_their_backbone(study)
         assert checkpoint["backbone"]["fingerprint"] == metrics_of(path.parents[1])["backbone_fingerprint"]
 
 
-@pytest.mark.parametrize("arm", ["baseline", "influence", "lora"])
+@pytest.mark.parametrize("arm", ARMS)
 def test_fit_then_validate_gives_the_numbers_of_the_experiment(arm, study, condition_words, influence, tmp_path):
     words = condition_words(arm, "alone")
     start = study / "docstrings" / "baseline" / "seed0" / "start.safetensors"
@@ -102,47 +116,55 @@ def test_two_processes_write_every_prediction_once(study, condition_words, tmp_p
     assert metrics_of(run)["accuracy"] == metrics_of(ours)["accuracy"]
 
 
-def test_the_saved_config_runs_again_as_it_is(study, influence, tmp_path):
-    run = study / "docstrings" / "influence" / "seed0"
-    assert (
-        influence("fit", "-c", run / "config.yaml", f"--outputs={tmp_path / 'again'}", f"--model.start={_start(study)}")
-        == 0
-    )
-    again = tmp_path / "again" / "study-quick" / "docstrings" / "influence" / "seed0"
-    assert Mask.load(again / "mask.safetensors").digest == metrics_of(run)["mask_digest"]
+@pytest.mark.parametrize("arm", ["baseline", "influence", "lora"])
+def test_the_saved_config_runs_again_as_it_is(arm, study, influence, tmp_path):
+    shutil.copytree(study.parent, tmp_path / "outputs")
+    run = tmp_path / "outputs" / "study-quick" / "docstrings" / arm / "seed0"
+    shutil.rmtree(run / "checkpoints")
+    assert influence("fit", "-c", run / "config.yaml") == 0
+    assert not (run / "metrics.json").exists()  # what the earlier fit measured is gone
+    assert influence("validate", "-c", run / "config.yaml") == 0
+    assert (run / "validate.yaml").is_file()
+    assert metrics_of(run) == metrics_of(study / "docstrings" / arm / "seed0")
 
 
 def _start(study: Path) -> Path:
     return study / "docstrings" / "baseline" / "seed0" / "start.safetensors"
 
 
-@pytest.mark.parametrize("batch_size", [3, 50])
-def test_the_mask_does_not_depend_on_the_training_batch_size(batch_size, study, condition_words, influence, tmp_path):
-    words = [*condition_words("influence", "batches"), f"--data.batch_size={batch_size}"]
-    assert influence("fit", *words, f"--model.start={_start(study)}") == 0
-    mask = tmp_path / "outputs" / "batches" / "docstrings" / "influence" / "seed0" / "mask.safetensors"
-    assert Mask.load(mask).digest == metrics_of(study / "docstrings" / "influence" / "seed0")["mask_digest"]
-
-
-def test_a_resumed_fit_equals_an_uninterrupted_one_to_the_bit(study, condition_words, influence, tmp_path):
-    overlay = tmp_path / "every_epoch.yaml"
-    overlay.write_text(
-        "trainer:\n  callbacks+:\n    - class_path: lightning.pytorch.callbacks.ModelCheckpoint\n"
-        "      init_args: {save_top_k: -1, filename: '{epoch}', monitor: null}\n"
+@pytest.mark.parametrize("option", ["data.batch_size=3", *(f"model.micro_batch_size={size}" for size in (1, 7, 50))])
+def test_the_mask_does_not_depend_on_how_many_rows_are_taken_at_once(
+    option, study, condition_words, influence, tmp_path
+):
+    assert (
+        influence("fit", *condition_words("influence", "batches"), f"--{option}", f"--model.start={_start(study)}") == 0
     )
-    words = [*condition_words("influence_tuned", "whole"), "-c", overlay, f"--model.start={_start(study)}"]
-    assert influence("fit", *words) == 0
-    whole = tmp_path / "outputs" / "whole" / "docstrings" / "influence_tuned" / "seed0"
-    first = whole / "checkpoints" / "epoch=0.ckpt"
-    assert influence("fit", *words, "--experiment=resumed", f"--ckpt_path={first}") == 0
+    run = tmp_path / "outputs" / "batches" / "docstrings" / "influence" / "seed0"
+    assert f"{option.partition('.')[2].replace('=', ': ')}\n" in (run / "config.yaml").read_text()
+    expected = metrics_of(study / "docstrings" / "influence" / "seed0")["mask_digest"]
+    assert Mask.load(run / "mask.safetensors").digest == expected
 
-    resumed = tmp_path / "outputs" / "resumed" / "docstrings" / "influence_tuned" / "seed0"
-    last = [torch.load(run / "checkpoints" / "epoch=1.ckpt", weights_only=True) for run in (whole, resumed)]
-    for name, tensor in last[0]["state_dict"].items():
-        assert torch.equal(tensor, last[1]["state_dict"][name]), name
-    for name, bits in masked_names(resumed).items():
-        assert torch.count_nonzero(last[1]["state_dict"][name][bits]) == 0
-    assert Mask.load(resumed / "mask.safetensors").digest == Mask.load(whole / "mask.safetensors").digest
+
+@pytest.mark.parametrize("arm", ["influence_tuned", "full_ft"])
+def test_a_killed_fit_goes_on_to_the_same_end_to_the_bit(arm, study, condition_words, influence, tmp_path):
+    words = [*condition_words(arm, "whole"), "--trainer.max_epochs=3", f"--model.start={_start(study)}"]
+    assert influence("fit", *words) == 0
+    whole = tmp_path / "outputs" / "whole" / "docstrings" / arm / "seed0"
+    words.append("--experiment=killed")
+    killed = tmp_path / "outputs" / "killed" / "docstrings" / arm / "seed0"
+    third_epoch = ("lightning_app.checkpoint:LastCheckpoint.on_train_epoch_end", 3)
+    assert run_stopped(signal.SIGKILL, *third_epoch, "fit", *words, cwd=tmp_path).returncode == -signal.SIGKILL
+    assert torch.load(killed / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 1
+    assert influence("fit", *words, f"--ckpt_path={killed / 'checkpoints' / 'last.ckpt'}") == 0
+
+    for file in ("best.ckpt", "last.ckpt"):
+        one, other = (torch.load(run / "checkpoints" / file, weights_only=True) for run in (whole, killed))
+        assert one["state_dict"].keys() == other["state_dict"].keys()
+        for name, tensor in one["state_dict"].items():
+            assert torch.equal(tensor, other["state_dict"][name]), name
+    for name, bits in masked_names(killed).items() if arm == "influence_tuned" else []:
+        assert torch.count_nonzero(other["state_dict"][name][bits]) == 0
+    assert "ckpt_path: null" in (killed / "config.yaml").read_text()
 
 
 def test_a_second_run_finds_everything_complete(study, study_words):
@@ -153,24 +175,39 @@ def test_a_second_run_finds_everything_complete(study, study_words):
     assert {path: path.stat().st_mtime_ns for path in study.rglob("metrics.json")} == before
 
 
-@pytest.mark.parametrize("until", ["baseline", "influence_tuned"])
-def test_killed_in_the_middle_and_started_again_it_ends_with_the_same_table(until, study, study_words, tmp_path):
-    path = os.pathsep.join([str(ROOT), str(ROOT / "callbacks")])
-    command = [sys.executable, "-m", "lightning_app", *study_words]
-    run = tmp_path / "outputs" / "study-quick" / "docstrings" / until / "seed0"
-    with subprocess.Popen(
-        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE
-    ) as process:
-        while not (run / "config.yaml").is_file():  # the condition has begun
-            assert process.poll() is None, "it ended before it was killed"
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    assert not (run / "metrics.json").is_file()
+MOMENTS = {
+    "the start is written": ("modules.baseline:Start.save", 1),
+    "the mask is chosen": ("influence_masking.snapshot:Snapshot.select", 2),
+    "an epoch of influence_tuned is over": ("lightning_app.checkpoint:LastCheckpoint.on_train_epoch_end", 4),
+    "lora is about to be measured": ("lightning.pytorch:Trainer.validate", 4),
+    "the metrics of full_ft are written": ("lightning_app.recorder:write_json", 10),
+}
+"""Calls, counted over a whole study: baseline trains for two epochs, influence for none."""
+
+
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        *[pytest.param(signal.SIGKILL, moment, id=f"SIGKILL as {moment}") for moment in MOMENTS],
+        *[pytest.param(signal.SIGTERM, moment, id=f"SIGTERM as {moment}") for moment in list(MOMENTS)[1:3]],
+    ],
+)
+def test_stopped_in_the_middle_and_started_again_it_ends_with_the_same_table(
+    number, moment, study, study_words, tmp_path
+):
+    stopped = run_stopped(number, *MOMENTS[moment], *study_words, cwd=tmp_path)
+    assert stopped.returncode == (-number if number == signal.SIGKILL else 128 + number), stopped.stderr
+    assert ("stopped by SIGTERM" in stopped.stderr) == (number == signal.SIGTERM)
+    complete = len(list(tmp_path.rglob("metrics.json")))
+    assert complete < len(ARMS)
 
     done = run_influence(*study_words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert f"5 conditions, {complete} of them complete" in done.stdout
+    assert ("going on after its last whole epoch" in done.stdout) == (moment != "the mask is chosen")
+    assert table_of(done.stdout) == table_of((study.parents[1] / "printed.txt").read_text())
     for arm in ARMS:
-        again, ours = (folder / "docstrings" / arm / "seed0" for folder in (run.parents[2], study))
+        again, ours = (folder / "docstrings" / arm / "seed0" for folder in (tmp_path / "outputs" / study.name, study))
         assert metrics_of(again) == metrics_of(ours)
         assert predictions_of(again) == predictions_of(ours)
 
