@@ -39,7 +39,7 @@ def _inspect(masks: dict[str, Mask]) -> list[str]:
         width = max((len(f"{share.layer} {share.projection}") for share in mask.summary()), default=0)
         for share in mask.summary():
             label = f"{share.layer} {share.projection}"
-            lines.append(f"  {label:{width}} {share.masked:>12,} {share.masked / share.candidates:>9.4%}")
+            lines.append(f"  {label:{width}} {share.masked:>12,} {share.fraction:>9.4%}")
     return lines
 
 

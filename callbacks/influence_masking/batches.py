@@ -27,6 +27,8 @@ class Batch:
 def take_samples(stream: Iterable[Any], num_samples: int | None) -> Iterator[Batch]:
     """Yields the first batches of a stream, the last one cut so that they hold exactly ``num_samples`` samples.
 
+    Batches without a sample are left out.
+
     Args:
         stream: Batches: tensors whose first dimension counts samples, or mappings, sequences and dataclasses of them.
         num_samples: How many samples to take; None takes every one.
@@ -37,6 +39,8 @@ def take_samples(stream: Iterable[Any], num_samples: int | None) -> Iterator[Bat
     found = 0
     for index, data in enumerate(stream):
         size = count_samples(data)
+        if size == 0:
+            continue
         wanted = size if num_samples is None else min(size, num_samples - found)
         found += wanted
         yield Batch(data if wanted == size else cut(data, 0, wanted, size), index, wanted)

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -24,7 +24,7 @@ from influence_masking.gradients import Progress
 from influence_masking.holding import Action, Hold
 from influence_masking.masks import Mask
 from influence_masking.processes import Processes
-from influence_masking.reporting import log_held_gradient, log_mask
+from influence_masking.reporting import PREFIX, log_held_gradient, log_mask
 from influence_masking.scores import ScoreFunction, resolve_score, score_name
 from influence_masking.selection import Scope, Tail
 from influence_masking.snapshot import MATCHED, Snapshot
@@ -51,7 +51,8 @@ class InfluenceMasking(Callback):
     The mask is made in ``on_fit_start``, where the weights are the ones that will be trained: a checkpoint is read, the
     module's own ``setup`` and ``configure_model`` have run, and parameters are on their device, in their type, sharded
     or equal on all processes. ``setup`` finds mistakes before that costs anything. Several of these callbacks act in
-    their order; for a later one, the gradient of weights that an earlier one holds is zero.
+    their order; for a later one, the gradient of weights that an earlier one holds is zero. Alone it logs under
+    ``masking/``, the first of several under ``masking_0/``, the next under ``masking_1/``.
 
     Example::
 
@@ -171,11 +172,24 @@ class InfluenceMasking(Callback):
         """Does the same where no validation comes before."""
         self._begin(trainer, pl_module)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses a run that ended before it came to where the mask is made.
+
+        Raises:
+            MaskingError: If there is no mask.
+        """
+        if self.mask is None:
+            raise MaskingError(
+                f"Asked for a mask under {type(trainer.strategy).__name__}, found a run that neither trained nor "
+                "validated: with this strategy the mask is made after the checkpoint is read, when either begins. Set "
+                "`max_epochs` to 1 or more, or pass validation data."
+            )
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """With ``train_only``, keeps parameters that are no candidates from training; logs what held weights get."""
         if self._hold:
             self._hold.drop_other_gradients()
-            log_held_gradient(trainer, self._hold)
+            log_held_gradient(trainer, self._hold, self._log_prefix(trainer))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Gives the held weights their values again, whoever changed them."""
@@ -268,7 +282,13 @@ class InfluenceMasking(Callback):
             numbers = {name: getattr(self, name) for name in RESULTS if name != "seconds"}
             numbers |= {"masked": mask.num_masked, "candidates": mask.num_candidates}
             scores = snapshot.sample_scores(self.matched_score if self.score == MATCHED else self.score, self.seed)
-            log_mask(trainer.loggers, mask, numbers, scores, trainer.global_step)
+            log_mask(trainer.loggers, mask, numbers, scores, trainer.global_step, self._log_prefix(trainer))
+
+    def _log_prefix(self, trainer: Trainer) -> str:
+        """Returns what the tags of this callback begin with: with a number if the Trainer has several of its kind."""
+        callbacks = cast(Any, trainer).callbacks  # set where a type checker does not look
+        alike = [callback for callback in callbacks if isinstance(callback, InfluenceMasking)]
+        return PREFIX if len(alike) == 1 else f"{PREFIX}_{alike.index(self)}"
 
     @contextlib.contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
@@ -328,6 +348,8 @@ class InfluenceMasking(Callback):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise MaskingError(f"Asked for {name}={value!r}, which is not a whole number above 0. Choose one.")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise MaskingError(f"Asked for seed={self.seed!r}, which is not a whole number. Choose one.")
         for name, allowed in (("tail", Tail), ("scope", Scope), ("action", Action)):
             if getattr(self, name) not in get_args(allowed):
                 raise MaskingError(

@@ -50,6 +50,11 @@ def find_candidates(module: nn.Module, targets: Sequence[str] | str | None = Non
     if targets is None:
         used = {p: [name for name in found if names[name].ndim >= 2] for p, found in used.items()}
     unused = [pattern for pattern, found in used.items() if not found]
+    if not patterns:
+        raise MaskingError(
+            "Asked for targets=[], which name no parameter. Set `targets` to a list of name suffixes, to a regular "
+            "expression of whole parameter names, or to None for attention and MLP matrices."
+        )
     if unused and (targets is not None or len(unused) == len(used)):
         raise MaskingError(_nothing_matches(unused, names, is_default=targets is None))
     chosen = {id(names[name]) for found in used.values() for name in found}

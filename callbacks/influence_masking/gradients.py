@@ -71,7 +71,8 @@ def mean_gradient(
         progress: Wraps the micro-batches to show how far they are.
 
     Raises:
-        MaskingError: If a gradient or the loss is infinite or not a number; names the parameter.
+        MaskingError: If a gradient is infinite or not a number, which names the parameter; if the loss is, if it is
+            not one number, or if it has no gradient.
         RuntimeError: That of the device, if not even one sample fits.
     """
     largest = max((batch.size for batch in batches), default=1)
@@ -93,7 +94,9 @@ def mean_gradient(
             "Smaller micro-batches change the last bits of the gradient."
         )
     loss, num_samples = _mean(losses, processes)
-    return MeanGradient(_finish(candidates, sums, num_samples, processes), loss, num_samples, size)
+    grads = _finish(candidates, sums, num_samples, processes)  # first, because its error names a parameter
+    _check_finite_loss(loss, num_samples)
+    return MeanGradient(grads, loss, num_samples, size)
 
 
 @torch.no_grad()
@@ -105,7 +108,9 @@ def mean_loss(
     for piece in (piece for batch in batches for piece in split(batch, micro_batch_size)):
         losses.append((piece.size, loss_function(piece)))
         _run_pending(losses[-1][1].device)
-    return _mean(losses, processes)[0]
+    loss, num_samples = _mean(losses, processes)
+    _check_finite_loss(loss, num_samples)
+    return loss
 
 
 @contextlib.contextmanager
@@ -182,6 +187,7 @@ def _accumulate(
     try:
         for piece in progress(pieces):
             loss = loss_function(piece)
+            _check_loss(loss)
             sums.weight = piece.size
             loss.backward()
             losses.append((piece.size, loss.detach()))
@@ -240,12 +246,28 @@ def _mean(losses: list[tuple[int, Tensor]], processes: Processes) -> tuple[float
     here = torch.tensor([(size, float(loss)) for size, loss in losses], dtype=torch.float64)
     everyone = torch.cat(processes.gather(here.view(-1))).view(-1, 2)
     num_samples = int(everyone[:, 0].sum())
-    mean = math.fsum((everyone[:, 0] * everyone[:, 1]).tolist()) / num_samples
-    if not math.isfinite(mean):
+    return _sum(everyone[:, 0] * everyone[:, 1]) / num_samples, num_samples
+
+
+def _sum(values: Tensor) -> float:
+    """Returns the sum, rounded once; `math.fsum` refuses what is not finite."""
+    return math.fsum(values.tolist()) if values.isfinite().all() else values.sum().item()
+
+
+def _check_loss(loss: Tensor) -> None:
+    if loss.numel() != 1 or not loss.requires_grad:
+        found = f"one of shape {tuple(loss.shape)}" if loss.numel() != 1 else "one that depends on no candidate"
         raise MaskingError(
-            f"Asked for the mean loss of {num_samples} samples, found {mean}. Check the data and the weights."
+            f"Asked for a mean loss with a gradient, found {found}. Check that the loss is one number, that it is "
+            "neither detached nor computed under `torch.no_grad`, and that `targets` are part of the model."
         )
-    return mean, num_samples
+
+
+def _check_finite_loss(loss: float, num_samples: int) -> None:
+    if not math.isfinite(loss):
+        raise MaskingError(
+            f"Asked for the mean loss of {num_samples} samples, found {loss}. Check the data and the weights."
+        )
 
 
 def _check_finite(name: str, grad: Tensor) -> None:

@@ -28,6 +28,11 @@ class Share(NamedTuple):
     masked: int
     candidates: int
 
+    @property
+    def fraction(self) -> float:
+        """Share of the candidates that is masked; 0 where there are none."""
+        return self.masked / self.candidates if self.candidates else 0.0
+
 
 class Overlap(NamedTuple):
     """How much two masks have in common.

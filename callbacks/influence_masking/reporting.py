@@ -11,13 +11,18 @@ from influence_masking.holding import Hold
 from influence_masking.masks import Mask, Share
 
 PREFIX = "masking"
-CELL = 16  # pixels
-COLOURS = ((1.0, 1.0, 1.0), (0.03, 0.19, 0.42))  # of the smallest and of the largest share
-MISSING = 0.85  # grey of a layer that lacks a projection
+CELL = (60, 20)  # width and height of the picture's cells in pixels
+GAP = 8  # pixels around the cells and between cells and labels
+FONT_SIZE = 13
+COLOURS = ((255, 255, 255), (8, 48, 107))  # of no share and of the largest
+MISSING = (217, 217, 217)  # of a projection that a layer lacks
+TITLE = "masked, %"
 BINS = 100
 
 
-def log_mask(loggers: Iterable[Logger], mask: Mask, numbers: Mapping[str, float], scores: Tensor, step: int) -> None:
+def log_mask(
+    loggers: Iterable[Logger], mask: Mask, numbers: Mapping[str, float], scores: Tensor, step: int, prefix: str = PREFIX
+) -> None:
     """Sends a mask to loggers.
 
     Args:
@@ -27,41 +32,63 @@ def log_mask(loggers: Iterable[Logger], mask: Mask, numbers: Mapping[str, float]
         numbers: Numbers by name.
         scores: A sample of the scores, shape (n,).
         step: The optimizer step to log them at.
+        prefix: What the tags begin with.
     """
     shares = mask.summary()
-    metrics = {f"{PREFIX}/{name}": value for name, value in numbers.items()}
-    metrics |= {f"{PREFIX}/share/{s.layer}/{s.projection}": s.masked / s.candidates for s in shares}
+    metrics = {f"{prefix}/{name}": value for name, value in numbers.items()}
+    metrics |= {f"{prefix}/share/{share.layer}/{share.projection}": share.fraction for share in shares}
     for logger in loggers:
         logger.log_metrics(metrics, step)
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(f"{PREFIX}/share", picture_of(shares), step)
-            logger.experiment.add_histogram_raw(f"{PREFIX}/scores", global_step=step, **histogram_of(scores))
+            logger.experiment.add_image(f"{prefix}/share", picture_of(shares), step)
+            logger.experiment.add_histogram_raw(f"{prefix}/scores", global_step=step, **histogram_of(scores))
 
 
-def log_held_gradient(trainer: Trainer, hold: Hold) -> None:
+def log_held_gradient(trainer: Trainer, hold: Hold, prefix: str = PREFIX) -> None:
     """Sends the norm of the held weights' gradient, averaged over processes, to the loggers at their interval: 0."""
     interval = getattr(trainer, "log_every_n_steps", 0)
     if trainer.loggers and interval and trainer.global_step % interval == 0:
         norm = trainer.strategy.reduce(torch.tensor(hold.gradient_norm(), device=trainer.strategy.root_device))
         for logger in trainer.loggers:
-            logger.log_metrics({f"{PREFIX}/held_gradient_norm": float(norm)}, trainer.global_step)
+            logger.log_metrics({f"{prefix}/held_gradient_norm": float(norm)}, trainer.global_step)
 
 
 def picture_of(shares: Sequence[Share]) -> Tensor:
-    """Draws the share masked by layer (down) and projection (across), white for none, dark blue for the largest.
+    """Draws the share masked, in per cent, by layer (down) and projection (across): the larger, the darker.
+
+    Needs Pillow, which TensorBoard brings.
 
     Returns:
-        An image of float32 between 0 and 1, shape (3, height, width).
+        An image of bytes, shape (3, height, width).
     """
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(FONT_SIZE)
     layers = list(dict.fromkeys(share.layer for share in shares))
     projections = list(dict.fromkeys(share.projection for share in shares))
-    cells = torch.full((len(layers), len(projections)), torch.nan)
+    widths = [max(int(font.getlength(label)) for label in labels) for labels in ([TITLE, *layers], projections)]
+    left, top = (2 * GAP + width for width in widths)
+    size = (left + GAP + CELL[0] * len(projections), top + GAP + CELL[1] * len(layers))
+    image = Image.new("RGB", size, COLOURS[0])
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((left, top, size[0] - GAP - 1, size[1] - GAP - 1), MISSING)
+    draw.text((left - GAP, top - GAP), TITLE, "black", font, "rs")
+    for row, label in enumerate(layers):
+        draw.text((left - GAP, top + (row + 0.5) * CELL[1]), label, "black", font, "rm")
+    for column, label in enumerate(projections):
+        upright = Image.new("RGB", (top - GAP, CELL[1]), COLOURS[0])
+        ImageDraw.Draw(upright).text((0, CELL[1] / 2), label, "black", font, "lm")
+        place = (left + column * CELL[0] + (CELL[0] - CELL[1]) // 2, 0)
+        image.paste(upright.transpose(Image.Transpose.ROTATE_90), place)
+    largest = max(share.fraction for share in shares) or 1.0
     for share in shares:
-        cells[layers.index(share.layer), projections.index(share.projection)] = share.masked / share.candidates
-    strength = cells / cells.nan_to_num().max().clamp(min=1e-12)
-    lightest, darkest = (torch.tensor(colour).view(3, 1, 1) for colour in COLOURS)
-    image = torch.lerp(lightest, darkest, strength.unsqueeze(0)).nan_to_num(MISSING)
-    return image.repeat_interleave(CELL, 1).repeat_interleave(CELL, 2)
+        x, y = left + projections.index(share.projection) * CELL[0], top + layers.index(share.layer) * CELL[1]
+        strength = share.fraction / largest
+        colour = tuple(round(low + strength * (high - low)) for low, high in zip(*COLOURS, strict=True))
+        draw.rectangle((x, y, x + CELL[0] - 1, y + CELL[1] - 1), colour)
+        text = "white" if strength > 0.5 else "black"
+        draw.text((x + CELL[0] / 2, y + CELL[1] / 2), f"{100 * share.fraction:.3g}", text, font, "mm")
+    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size[1], size[0], 3).permute(2, 0, 1)
 
 
 def histogram_of(scores: Tensor) -> dict[str, float | list[float]]:

@@ -1,4 +1,7 @@
-"""Run by `test_distributed` in two processes: ``distributed_worker.py CASE FOLDER``."""
+"""Run by `test_distributed` in two processes: ``distributed_worker.py CASE FOLDER``.
+
+``ddp`` and ``fsdp2`` train; ``nothing`` and ``memory`` are runs under FSDP2 that must be refused.
+"""
 
 import json
 import os
@@ -6,13 +9,13 @@ import sys
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from models import QUIET, Classifier, loader
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from influence_masking import InfluenceMasking
+from influence_masking import InfluenceMasking, MaskingError
 
 
 class Sharded(Classifier):
@@ -25,16 +28,39 @@ class Sharded(Classifier):
             fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
 
 
-def main(case: str, folder: Path) -> None:
+class Hungry(InfluenceMasking):
+    """Has memory for four samples at a time."""
+
+    def compute_loss(self, module: LightningModule, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        if len(batch[0]) > 4:
+            raise torch.OutOfMemoryError("no memory left")
+        return super().compute_loss(module, batch, batch_idx)
+
+
+def trainer_of(case: str, callback: InfluenceMasking, epochs: int) -> Trainer:
+    sharding = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    strategy = DDPStrategy() if case == "ddp" else sharding
+    return Trainer(**QUIET | {"devices": 2, "strategy": strategy, "max_epochs": epochs, "callbacks": callback})
+
+
+def refused(case: str, folder: Path) -> None:
+    """Writes the error that each rank met."""
+    kind = Hungry if case == "memory" else InfluenceMasking
+    trainer = trainer_of(case, kind(0.1, targets=["0", "3"], num_samples=90), epochs=int(case == "memory"))
+    try:
+        trainer.fit(Sharded(width=33), loader(100, 16))
+    except (MaskingError, torch.OutOfMemoryError) as error:
+        message = [str(error), *getattr(error, "__notes__", [])]
+        (folder / f"{case}-{trainer.global_rank}.json").write_text(json.dumps(message))
+
+
+def trained(case: str, folder: Path) -> None:
     """Trains under the case's strategy and writes what each rank found."""
-    torch.set_num_threads(1)
     options = json.loads(os.environ["MASKING_OPTIONS"])
     callback = InfluenceMasking(targets=["0", "3"], num_samples=90, **options)
-    sharded = case == "fsdp2"
-    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1) if sharded else DDPStrategy()
-    module = (Sharded if sharded else Classifier)(width=33)
+    module = (Sharded if case == "fsdp2" else Classifier)(width=33)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    trainer = Trainer(**QUIET | {"devices": 2, "strategy": strategy, "max_epochs": 2, "callbacks": callback})
+    trainer = trainer_of(case, callback, epochs=2)
     trainer.fit(module, loader(100, 16), loader(32, 16))
     after = {n: (p.full_tensor() if isinstance(p, DTensor) else p).detach() for n, p in module.named_parameters()}
     flags = {name: callback.mask.flags(name) for name in callback.mask.shapes}
@@ -52,4 +78,6 @@ def main(case: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    torch.set_num_threads(1)
+    (trained if sys.argv[1] in ("ddp", "fsdp2") else refused)(sys.argv[1], Path(sys.argv[2]))
+    torch.distributed.destroy_process_group()  # Lightning leaves gloo's threads to the end of the process, which aborts

@@ -31,6 +31,10 @@ def test_the_last_batch_is_cut_to_the_number_asked_for() -> None:
     assert [b.size for b in take_samples([X, X], None)] == [6, 6]
 
 
+def test_batches_without_a_sample_are_left_out() -> None:
+    assert [(b.index, b.size) for b in take_samples([X[:0], X, X[:0], X], 12)] == [(1, 6), (3, 6)]
+
+
 def test_no_batch_is_drawn_that_is_not_needed() -> None:
     stream = iter([X, X, X])
     list(take_samples(stream, 12))

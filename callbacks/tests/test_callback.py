@@ -243,6 +243,7 @@ def test_every_option_of_the_mask_is_in_the_state_key() -> None:
         ({"tail": "middle"}, "tail='middle'.*'lowest', 'highest'"),
         ({"scope": "block"}, "scope='block'"),
         ({"action": "prune"}, "action='prune'"),
+        ({"seed": "0"}, "seed='0'"),
         ({"score": "sing_gradient"}, "score='sing_gradient'"),
     ],
 )

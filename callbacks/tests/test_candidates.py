@@ -66,6 +66,11 @@ def test_a_target_that_matches_nothing_is_an_error_with_near_misses() -> None:
         find_candidates(nn.Sequential(nn.Linear(2, 2)))
 
 
+def test_no_target_at_all_is_an_error() -> None:
+    with pytest.raises(MaskingError, match=r"targets=\[\], which name no parameter"):
+        find_candidates(Model(), [])
+
+
 def test_quantised_weights_are_an_error() -> None:
     module = nn.Module()
     module.q_proj = nn.Parameter(torch.zeros(4, 4, dtype=torch.uint8), requires_grad=False)

@@ -21,7 +21,7 @@ CASES = [
 ]
 
 
-def run(case: str, options: dict, folder: Path) -> list[dict]:
+def run(case: str, options: dict, folder: Path) -> list:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"MASKING_OPTIONS": json.dumps(options), "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
@@ -53,3 +53,17 @@ def test_two_processes_give_the_mask_and_the_changes_of_one(case: str, options: 
         assert rank["trained"] == (
             weights if action == "train_only" else sorted([*weights, "net.0.bias", "net.3.bias"])
         )
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("nothing", "Asked for a mask under ModelParallelStrategy, found a run that neither trained nor validated"),
+        ("memory", "with sharded parameters one process cannot begin again alone. Set `micro_batch_size`"),
+    ],
+)
+def test_what_cannot_be_done_with_sharded_parameters_is_an_error_on_every_rank(
+    case: str, message: str, tmp_path: Path
+) -> None:
+    for found in run(case, {}, tmp_path):
+        assert message in " ".join(found)

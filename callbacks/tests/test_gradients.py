@@ -181,9 +181,31 @@ def test_a_gradient_that_is_not_finite_is_an_error_that_names_the_parameter(valu
         take_snapshot(Classifier(), loader(20), loss, targets=["0", "3"])
 
 
-def test_a_loss_that_is_not_finite_is_an_error() -> None:
-    with pytest.raises(MaskingError, match="mean loss of 20 samples, found nan"):
-        take_snapshot(Classifier(), loader(20), lambda m, b: cross_entropy(m, b) * math.nan, targets=["0", "3"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_an_error_that_names_a_parameter(value: float) -> None:
+    module = Classifier()
+    with torch.no_grad():
+        module.net[0].weight[3, 4] = value
+    with pytest.raises(MaskingError, match=r"gradient of net\.[03]\.weight, found \d+ of"):
+        take_snapshot(module, loader(20), cross_entropy, targets=["0", "3"])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_an_error(value: float) -> None:
+    with pytest.raises(MaskingError, match=f"mean loss of 20 samples, found {value}"):
+        take_snapshot(Classifier(), loader(20), lambda m, b: cross_entropy(m, b) + value, targets=["0", "3"])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "found"),
+    [
+        (lambda loss: loss.detach(), "one that depends on no candidate"),
+        (lambda loss: loss.expand(3), r"one of shape \(3,\)"),
+    ],
+)
+def test_a_loss_without_a_gradient_or_of_many_numbers_is_an_error(spoil, found: str) -> None:
+    with pytest.raises(MaskingError, match=found):
+        take_snapshot(Classifier(), loader(20), lambda m, b: spoil(cross_entropy(m, b)), targets=["0", "3"])
 
 
 def test_candidates_that_the_loss_does_not_depend_on_are_named_in_a_warning() -> None:
