@@ -3,6 +3,8 @@
 python examples/digits.py
 """
 
+from typing import Any
+
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from sklearn.datasets import load_digits
@@ -48,14 +50,15 @@ def digits() -> tuple[DataLoader, DataLoader]:
     return DataLoader(train, batch_size=64, shuffle=True), DataLoader(held_out, batch_size=256)
 
 
-def main(**trainer_options: object) -> tuple[DigitsClassifier, InfluenceMasking, Trainer]:
+def main(**trainer_options: Any) -> tuple[DigitsClassifier, InfluenceMasking, Trainer]:
     """Trains with the lowest 5 % by SNIP held at the value that they were drawn with."""
     seed_everything(0)
     masking = InfluenceMasking(
         fraction=0.05, score="snip", targets=r"(features|head)\..*weight", num_samples=1000, action="freeze"
     )
     model, (train, held_out) = DigitsClassifier(), digits()
-    trainer = Trainer(**{"max_epochs": 5, "accelerator": "cpu", "callbacks": masking} | trainer_options)  # type: ignore
+    options: dict[str, Any] = {"max_epochs": 5, "accelerator": "cpu", "callbacks": masking}
+    trainer = Trainer(**options | trainer_options)
     trainer.fit(model, train, held_out)
     return model, masking, trainer
 

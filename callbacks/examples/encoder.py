@@ -3,6 +3,8 @@
 python examples/encoder.py
 """
 
+from typing import Any
+
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 from torch import Tensor
@@ -58,12 +60,13 @@ class Sentences(LightningDataModule):
         return DataLoader(self.rows, batch_size=32, shuffle=True)
 
 
-def main(**trainer_options: object) -> tuple[SentenceClassifier, InfluenceMasking, Trainer]:
+def main(**trainer_options: Any) -> tuple[SentenceClassifier, InfluenceMasking, Trainer]:
     """Trains with the default targets, the attention and MLP matrices, 5 % of them held at zero."""
     seed_everything(0)
     masking = InfluenceMasking(fraction=0.05, num_samples=250)
     model = SentenceClassifier()
-    trainer = Trainer(**{"max_epochs": 5, "accelerator": "cpu", "callbacks": masking} | trainer_options)  # type: ignore
+    options: dict[str, Any] = {"max_epochs": 5, "accelerator": "cpu", "callbacks": masking}
+    trainer = Trainer(**options | trainer_options)
     trainer.fit(model, datamodule=Sentences())
     return model, masking, trainer
 

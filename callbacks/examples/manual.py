@@ -3,6 +3,8 @@
 python examples/manual.py
 """
 
+from typing import Any
+
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
@@ -46,13 +48,14 @@ def curve() -> DataLoader:
     return DataLoader(TensorDataset(x, x.sin()), batch_size=32, shuffle=True)
 
 
-def main(**trainer_options: object) -> tuple[ManualRegressor, InfluenceMasking, Trainer]:
+def main(**trainer_options: Any) -> tuple[ManualRegressor, InfluenceMasking, Trainer]:
     """Trains with the 200 weights of the highest theta * gradient held at zero."""
     seed_everything(0)
     masking = InfluenceMasking(
         count=200, score="taylor", tail="highest", targets=["encoder.2", "decoder"], num_samples=256
     )
-    trainer = Trainer(**{"max_epochs": 10, "accelerator": "cpu", "callbacks": masking} | trainer_options)  # type: ignore
+    options: dict[str, Any] = {"max_epochs": 10, "accelerator": "cpu", "callbacks": masking}
+    trainer = Trainer(**options | trainer_options)
     model = ManualRegressor()
     trainer.fit(model, curve())
     return model, masking, trainer

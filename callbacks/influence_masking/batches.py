@@ -87,8 +87,9 @@ def cut(data: Any, start: int, stop: int, size: int) -> Any:
     """
     if isinstance(data, Tensor):
         return data[start:stop] if data.ndim and data.shape[0] == size else data
+    rebuild: Any = type(data)
     if isinstance(data, Mapping):
-        return type(data)({key: cut(value, start, stop, size) for key, value in data.items()})  # type: ignore[call-arg]
+        return rebuild({key: cut(value, start, stop, size) for key, value in data.items()})
     if dataclasses.is_dataclass(data) and not isinstance(data, type):
         fields = {f.name: cut(getattr(data, f.name), start, stop, size) for f in dataclasses.fields(data)}
         return dataclasses.replace(data, **fields)
@@ -97,7 +98,7 @@ def cut(data: Any, start: int, stop: int, size: int) -> Any:
     if len(data) == size and not any(tensor.shape[:1] == (size,) for tensor in _tensors(data)):
         return data[start:stop]
     items = [cut(item, start, stop, size) for item in data]
-    return type(data)(*items) if hasattr(data, "_fields") else type(data)(items)  # type: ignore[call-arg]
+    return rebuild(*items) if hasattr(data, "_fields") else rebuild(items)
 
 
 def _tensors(data: Any) -> Iterator[Tensor]:

@@ -20,7 +20,7 @@ from influence_masking.batches import Batch, take_samples
 from influence_masking.calibration import default_loader, iterate
 from influence_masking.candidates import find_candidates
 from influence_masking.errors import MaskingError
-from influence_masking.gradients import Progress
+from influence_masking.gradients import Calibration, Progress
 from influence_masking.holding import Action, Hold
 from influence_masking.masks import Mask
 from influence_masking.processes import Processes
@@ -236,8 +236,8 @@ class InfluenceMasking(Callback):
                 return self.compute_loss(module, data, batch.index)
 
         batches = self._take_batches(trainer, processes)
-        progress = _progress_of(trainer)
-        return Snapshot(module, candidates, batches, loss_function, processes, self.micro_batch_size, progress)
+        calibration = Calibration(batches, loss_function, processes, self.micro_batch_size, _progress_of(trainer))
+        return Snapshot(module, candidates, calibration)
 
     def _begin(self, trainer: Trainer, module: LightningModule) -> None:
         if self._hold is not None:

@@ -31,6 +31,25 @@ Progress = Callable[[Sequence[Batch]], Iterator[Batch]]
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """What a gradient is taken over, and how.
+
+    Attributes:
+        batches: This process's share of the calibration data.
+        loss_function: Returns the mean loss over the samples of a micro-batch, with a graph behind it.
+        processes: Those that divide the data between them.
+        micro_batch_size: Most samples in one forward and backward pass; None leaves the batches as they are.
+        progress: Wraps the micro-batches to show how far they are.
+    """
+
+    batches: Sequence[Batch]
+    loss_function: LossFunction
+    processes: Processes = ALONE
+    micro_batch_size: int | None = None
+    progress: Progress = iter
+
+
+@dataclass(frozen=True)
 class MeanGradient:
     """What one pass over the calibration data found.
 
@@ -48,14 +67,7 @@ class MeanGradient:
     micro_batch_size: int
 
 
-def mean_gradient(
-    candidates: Mapping[str, nn.Parameter],
-    batches: Sequence[Batch],
-    loss_function: LossFunction,
-    processes: Processes = ALONE,
-    micro_batch_size: int | None = None,
-    progress: Progress = iter,
-) -> MeanGradient:
+def mean_gradient(candidates: Mapping[str, nn.Parameter], calibration: Calibration) -> MeanGradient:
     """Returns the gradient of the mean loss over all samples of all processes.
 
     Memory beside the weights: 8 bytes a candidate for the sums (4 where the device has no float64), the gradients of
@@ -64,22 +76,18 @@ def mean_gradient(
 
     Args:
         candidates: The parameters, each asking for a gradient.
-        batches: This process's share of the batches.
-        loss_function: Returns the mean loss over the samples of a micro-batch, with a graph behind it.
-        processes: Those that share the batches between them.
-        micro_batch_size: Most samples in one forward and backward pass; None leaves the batches as they are.
-        progress: Wraps the micro-batches to show how far they are.
+        calibration: What to take the gradient over.
 
     Raises:
         MaskingError: If a gradient is infinite or not a number, which names the parameter; if the loss is, if it is
             not one number, or if it has no gradient.
         RuntimeError: That of the device, if not even one sample fits.
     """
-    largest = max((batch.size for batch in batches), default=1)
-    size = min(micro_batch_size or largest, largest)
+    largest = max((batch.size for batch in calibration.batches), default=1)
+    size = min(calibration.micro_batch_size or largest, largest)
     while True:
         try:
-            sums, losses = _accumulate(candidates, batches, loss_function, size, progress)
+            sums, losses = _accumulate(candidates, calibration, size)
             break
         except RuntimeError as error:
             if not _is_out_of_memory(error):
@@ -93,22 +101,20 @@ def mean_gradient(
             f"The device ran out of memory; the gradient pass begins again with at most {size} samples at a time. "
             "Smaller micro-batches change the last bits of the gradient."
         )
-    loss, num_samples = _mean(losses, processes)
-    grads = _finish(candidates, sums, num_samples, processes)  # first, because its error names a parameter
+    loss, num_samples = _mean(losses, calibration.processes)
+    grads = _finish(candidates, sums, num_samples, calibration.processes)  # first, because its error names a parameter
     _check_finite_loss(loss, num_samples)
     return MeanGradient(grads, loss, num_samples, size)
 
 
 @torch.no_grad()
-def mean_loss(
-    batches: Sequence[Batch], loss_function: LossFunction, micro_batch_size: int, processes: Processes = ALONE
-) -> float:
-    """Returns the mean loss over all samples of all processes, without a gradient."""
+def mean_loss(calibration: Calibration, micro_batch_size: int) -> float:
+    """Returns the mean loss over all samples of all processes, without a gradient, so many samples at a time."""
     losses = []
-    for piece in (piece for batch in batches for piece in split(batch, micro_batch_size)):
-        losses.append((piece.size, loss_function(piece)))
+    for piece in (piece for batch in calibration.batches for piece in split(batch, micro_batch_size)):
+        losses.append((piece.size, calibration.loss_function(piece)))
         _run_pending(losses[-1][1].device)
-    loss, num_samples = _mean(losses, processes)
+    loss, num_samples = _mean(losses, calibration.processes)
     _check_finite_loss(loss, num_samples)
     return loss
 
@@ -175,18 +181,14 @@ class _Sums:
 
 
 def _accumulate(
-    candidates: Mapping[str, nn.Parameter],
-    batches: Sequence[Batch],
-    loss_function: LossFunction,
-    size: int,
-    progress: Progress,
+    candidates: Mapping[str, nn.Parameter], calibration: Calibration, size: int
 ) -> tuple[dict[str, Tensor], list[tuple[int, Tensor]]]:
     """Returns the sums over samples of the gradients, by candidate, and each micro-batch's size and mean loss."""
-    pieces = [piece for batch in batches for piece in split(batch, size)]
+    pieces = [piece for batch in calibration.batches for piece in split(batch, size)]
     sums, losses = _Sums(candidates), []
     try:
-        for piece in progress(pieces):
-            loss = loss_function(piece)
+        for piece in calibration.progress(pieces):
+            loss = calibration.loss_function(piece)
             _check_loss(loss)
             sums.weight = piece.size
             loss.backward()

@@ -11,14 +11,14 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from influence_masking import bits
-from influence_masking.batches import Batch, take_samples
+from influence_masking.batches import take_samples
 from influence_masking.candidates import find_candidates
 from influence_masking.errors import MaskingError
-from influence_masking.gradients import LossFunction, MeanGradient, Progress, calibrating, mean_gradient, mean_loss
+from influence_masking.gradients import Calibration, MeanGradient, calibrating, mean_gradient, mean_loss
 from influence_masking.holding import zeroed
 from influence_masking.masks import Mask
 from influence_masking.matching import select_matched
-from influence_masking.processes import ALONE, Processes
+from influence_masking.processes import Processes
 from influence_masking.scores import ScoreFunction, resolve_score
 from influence_masking.selection import (
     Scope,
@@ -42,32 +42,15 @@ class Snapshot:
     Args:
         module: The model.
         candidates: Its parameters that may be masked, by name.
-        batches: This process's share of the calibration data.
-        loss_function: Returns the mean loss of a batch.
-        processes: Those that divide the calibration data between them.
-        micro_batch_size: Most samples at a time; None leaves the batches as they are.
-        progress: Wraps the micro-batches to show how far they are.
+        calibration: What the gradient is taken over.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        candidates: Mapping[str, nn.Parameter],
-        batches: Sequence[Batch],
-        loss_function: LossFunction,
-        processes: Processes = ALONE,
-        micro_batch_size: int | None = None,
-        progress: Progress = iter,
-    ) -> None:
+    def __init__(self, module: nn.Module, candidates: Mapping[str, nn.Parameter], calibration: Calibration) -> None:
         self.module = module
         self.candidates = candidates
-        self._batches = batches
-        self._loss_function = loss_function
-        self._data_processes = processes
+        self._calibration = calibration
         with calibrating(module, candidates):
-            self.gradient: MeanGradient = mean_gradient(
-                candidates, batches, loss_function, processes, micro_batch_size, progress
-            )
+            self.gradient: MeanGradient = mean_gradient(candidates, calibration)
         group = sharding_group(list(candidates.values()))
         self._processes = Processes(group, next(iter(candidates.values())).device)
 
@@ -156,7 +139,7 @@ class Snapshot:
     def measured_loss(self, mask: Mask, alpha: float = 1.0) -> float:
         """Returns the mean loss with the selected weights times ``1 - alpha``; the weights are then put back."""
         with calibrating(self.module, {}), zeroed(self.module, mask, alpha):
-            return mean_loss(self._batches, self._loss_function, self.gradient.micro_batch_size, self._data_processes)
+            return mean_loss(self._calibration, self.gradient.micro_batch_size)
 
     def measured_change(self, mask: Mask) -> float:
         """Returns the change of the loss, on the same samples, when the mask is zeroed."""
@@ -211,10 +194,9 @@ def take_snapshot(
     with isolate_rng():
         torch.manual_seed(seed)
         batches = list(take_samples(loader, num_samples))
-        return Snapshot(
-            module,
-            candidates,
+        calibration = Calibration(
             batches,
             lambda batch: loss(module, move_data_to_device(batch.data, device)),
             micro_batch_size=micro_batch_size,
         )
+        return Snapshot(module, candidates, calibration)

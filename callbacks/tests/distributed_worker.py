@@ -1,15 +1,18 @@
 """Run by `test_distributed` in two processes: ``distributed_worker.py CASE FOLDER``.
 
-``ddp`` and ``fsdp2`` train; ``nothing`` and ``memory`` are runs under FSDP2 that must be refused.
+``ddp`` and ``fsdp2`` train; ``resumed`` trains under FSDP2 in two parts; ``nothing`` and ``memory`` are runs under
+FSDP2 that must be refused.
 """
 
 import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from models import QUIET, Classifier, loader
 from torch.distributed.fsdp import fully_shard
@@ -37,10 +40,21 @@ class Hungry(InfluenceMasking):
         return super().compute_loss(module, batch, batch_idx)
 
 
-def trainer_of(case: str, callback: InfluenceMasking, epochs: int) -> Trainer:
+class Counting(InfluenceMasking):
+    """Counts the losses that it computes."""
+
+    computed = 0
+
+    def compute_loss(self, module: LightningModule, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        self.computed += 1
+        return super().compute_loss(module, batch, batch_idx)
+
+
+def trainer_of(case: str, callback: InfluenceMasking, epochs: int, *callbacks: Callback) -> Trainer:
     sharding = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
     strategy = DDPStrategy() if case == "ddp" else sharding
-    return Trainer(**QUIET | {"devices": 2, "strategy": strategy, "max_epochs": epochs, "callbacks": callback})
+    options = {"devices": 2, "strategy": strategy, "max_epochs": epochs, "callbacks": [callback, *callbacks]}
+    return Trainer(**QUIET | options | {"enable_checkpointing": bool(callbacks)})
 
 
 def refused(case: str, folder: Path) -> None:
@@ -52,6 +66,29 @@ def refused(case: str, folder: Path) -> None:
     except (MaskingError, torch.OutOfMemoryError) as error:
         message = [str(error), *getattr(error, "__notes__", [])]
         (folder / f"{case}-{trainer.global_rank}.json").write_text(json.dumps(message))
+
+
+def resumed(case: str, folder: Path) -> None:
+    """Compares a run in two parts with one in one part, bit for bit."""
+
+    def fit(epochs: int, **options: Any) -> tuple[Counting, dict[str, torch.Tensor], Trainer]:
+        module, callback = Sharded(width=33), Counting(0.1, targets=["0", "3"], num_samples=90)
+        module.net[2].p = 0.0
+        keep = ModelCheckpoint(folder, filename=f"after-{epochs}")
+        trainer = trainer_of(case, callback, epochs, keep)
+        trainer.fit(module, loader(100, 16), **options)
+        return callback, {name: p.full_tensor().detach() for name, p in module.named_parameters()}, trainer
+
+    whole, expected, _ = fit(3)
+    fit(2)
+    second, found, trainer = fit(3, ckpt_path=folder / "after-2.ckpt")
+    record = {
+        "computed": second.computed,
+        "same_mask": second.mask.digest == whole.mask.digest,
+        "same_weights": all(torch.equal(found[name], value) for name, value in expected.items()),
+        "held": all(bool((found[name][second.mask.flags(name)] == 0).all()) for name in second.mask.shapes),
+    }
+    (folder / f"{case}-{trainer.global_rank}.json").write_text(json.dumps(record))
 
 
 def trained(case: str, folder: Path) -> None:
@@ -79,5 +116,5 @@ def trained(case: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    (trained if sys.argv[1] in ("ddp", "fsdp2") else refused)(sys.argv[1], Path(sys.argv[2]))
+    {"ddp": trained, "fsdp2": trained, "resumed": resumed}.get(sys.argv[1], refused)(sys.argv[1], Path(sys.argv[2]))
     torch.distributed.destroy_process_group()  # Lightning leaves gloo's threads to the end of the process, which aborts

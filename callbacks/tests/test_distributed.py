@@ -55,6 +55,11 @@ def test_two_processes_give_the_mask_and_the_changes_of_one(case: str, options: 
         )
 
 
+def test_a_resumed_run_with_sharded_parameters_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
+    for found in run("resumed", {}, tmp_path):
+        assert found == {"computed": 0, "same_mask": True, "same_weights": True, "held": True}
+
+
 @pytest.mark.parametrize(
     ("case", "message"),
     [

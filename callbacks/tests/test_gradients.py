@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from influence_masking import MaskingError, gradients, take_snapshot
 from influence_masking.batches import Batch
-from influence_masking.gradients import calibrating, mean_gradient
+from influence_masking.gradients import Calibration, calibrating, mean_gradient
 
 
 def cross_entropy(module: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
@@ -268,5 +268,5 @@ def test_only_candidates_get_a_gradient() -> None:
         return cross_entropy(module, batch.data)
 
     with calibrating(module, candidates):
-        mean_gradient(candidates, [Batch(next(iter(loader(20, 20))), 0, 20)], loss)
+        mean_gradient(candidates, Calibration([Batch(next(iter(loader(20, 20))), 0, 20)], loss))
     assert seen == [[False, False, True, False]]
