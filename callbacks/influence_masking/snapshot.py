@@ -193,9 +193,8 @@ def take_snapshot(
     device = next(iter(candidates.values())).device
     with isolate_rng():
         torch.manual_seed(seed)
-        batches = list(take_samples(loader, num_samples))
         calibration = Calibration(
-            batches,
+            list(take_samples(loader, num_samples)),
             lambda batch: loss(module, move_data_to_device(batch.data, device)),
             micro_batch_size=micro_batch_size,
         )

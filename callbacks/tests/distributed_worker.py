@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from models import QUIET, Classifier, loader
+from models import QUIET, Classifier, Counting, loader
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -37,16 +37,6 @@ class Hungry(InfluenceMasking):
     def compute_loss(self, module: LightningModule, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
         if len(batch[0]) > 4:
             raise torch.OutOfMemoryError("no memory left")
-        return super().compute_loss(module, batch, batch_idx)
-
-
-class Counting(InfluenceMasking):
-    """Counts the losses that it computes."""
-
-    computed = 0
-
-    def compute_loss(self, module: LightningModule, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
-        self.computed += 1
         return super().compute_loss(module, batch, batch_idx)
 
 

@@ -7,6 +7,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from influence_masking import InfluenceMasking
+
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
     "devices": 1,
@@ -37,6 +39,16 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), lr=0.01, weight_decay=0.1)
+
+
+class Counting(InfluenceMasking):
+    """Counts the losses that it computes."""
+
+    computed = 0
+
+    def compute_loss(self, module: LightningModule, batch: list[Tensor], batch_idx: int) -> Tensor:
+        self.computed += 1
+        return super().compute_loss(module, batch, batch_idx)
 
 
 def dataset(samples: int = 100) -> TensorDataset:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from models import QUIET, Classifier, dataset, loader, quiet_trainer, weights_of
+from models import QUIET, Classifier, Counting, dataset, loader, quiet_trainer, weights_of
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -24,16 +24,6 @@ def masking(**options: Any) -> InfluenceMasking:
 def hooks_of(module: nn.Module, trainer: Trainer | None = None) -> int:
     hooks = sum(len(p._post_accumulate_grad_hooks or {}) for p in module.parameters())
     return hooks + sum(len(o._optimizer_step_post_hooks) for o in (trainer.optimizers if trainer else []))
-
-
-class Counting(InfluenceMasking):
-    """Counts the losses that it computes."""
-
-    computed = 0
-
-    def compute_loss(self, module, batch, batch_idx):
-        self.computed += 1
-        return super().compute_loss(module, batch, batch_idx)
 
 
 class Hooks(Callback):
