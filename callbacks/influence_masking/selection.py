@@ -243,11 +243,11 @@ def _bracket(scores: Sequence[Scores], k: int, total: int, margin: float, proces
     """Returns two scores between which the k-th lowest of ``total`` lies, very likely, with few others."""
     if total <= SAMPLE or math.isinf(margin):
         return -math.inf, math.inf
-    sample = sample_scores(scores, processes).sort().values
+    sample = sample_scores(scores, processes)
     expected, deviation = len(sample) * k / total, math.sqrt(len(sample) * k / total * (1 - k / total))
     first, last = math.floor(expected - margin * deviation) - 1, math.ceil(expected + margin * deviation) + 1
-    low = sample[first].item() if first >= 0 else -math.inf
-    high = sample[last].item() if last < len(sample) else math.inf
+    low = sample.kthvalue(first + 1).values.item() if first >= 0 else -math.inf
+    high = sample.kthvalue(last + 1).values.item() if last < len(sample) else math.inf
     return low, high
 
 
@@ -349,7 +349,7 @@ def _threshold(
     """
 
     def count(part: Scores) -> tuple[Tensor, list[Tensor]]:
-        counts, inside = torch.zeros(4, dtype=torch.int64), []
+        counts, inside = torch.zeros(4, dtype=torch.int64), [torch.empty(0)]  # a process may hold none of a parameter
         for _, s in part.checked_pieces():
             to_low, below_high = s <= low, s < high
             ends = [s < low, to_low, below_high, s <= high]

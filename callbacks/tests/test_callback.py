@@ -109,6 +109,15 @@ def test_fit_validate_and_fit_again_leave_no_hook_and_compute_once() -> None:
     assert module.net[0].weight[callback.mask.flags("net.0.weight")].eq(0).all()
 
 
+@pytest.mark.parametrize("shown", [True, False])
+def test_the_gradient_has_a_progress_bar_if_the_trainer_has_one(shown: bool, capsys: pytest.CaptureFixture) -> None:
+    callback = masking(num_samples=90, micro_batch_size=8)
+    quiet_trainer(callback, max_epochs=0, enable_progress_bar=shown).fit(Classifier(), loader())
+    printed = "".join(capsys.readouterr())
+    assert ("Gradient for the mask" in printed) == shown
+    assert ("0/12" in printed) == shown  # 5 batches of 16 in two pieces each, one of 10 in two
+
+
 def test_validation_alone_does_nothing() -> None:
     callback, module = masking(), Classifier()
     quiet_trainer(callback).validate(module, loader(), verbose=False)

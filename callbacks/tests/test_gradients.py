@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from models import Classifier, dataset, loader, weights_of
+from models import Classifier, dataset, loader, quadratic, weights_of
 from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -32,6 +32,41 @@ def test_gradient_is_that_of_the_mean_loss_over_all_samples() -> None:
     expected = torch.autograd.grad(loss, module.net[0].weight)[0]
     assert snapshot.loss == pytest.approx(loss.item(), rel=1e-12)
     assert torch.allclose(snapshot.gradient.grads["net.0.weight"], expected, rtol=1e-12, atol=1e-15)
+
+
+def test_the_score_of_a_model_of_three_weights_is_the_one_worked_by_hand() -> None:
+    # loss 1/2 (theta x - y)^2 with theta = (1, -2, 3): the residual of x = (1, 1, 0), y = 1 is -2, that of
+    # x = (0, 2, 1), y = 0 is -1; the gradient is the mean of -2 (1, 1, 0) and -1 (0, 2, 1)
+    module = quadratic(torch.tensor([[1.0, -2.0, 3.0]]))
+    x, y = torch.tensor([[1.0, 1.0, 0.0], [0.0, 2.0, 1.0]]), torch.tensor([1.0, 0.0])
+
+    def loss(m: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
+        return 0.5 * (batch[0] @ m.weight[0] - batch[1]).square().mean()
+
+    snapshot = take_snapshot(module, [[x, y]], loss, targets="weight", micro_batch_size=1)
+    assert snapshot.loss == (0.5 * 4 + 0.5 * 1) / 2
+    assert snapshot.gradient.grads["weight"].tolist() == [[-1.0, -2.0, -0.5]]
+    # sign(theta) * gradient = (-1, 2, -0.5); theta * gradient = (-1, 4, -1.5)
+    assert snapshot.sample_scores().unique().tolist() == [-1.0, -0.5, 2.0]
+    assert snapshot.select(1).flags("weight").tolist() == [[True, False, False]]
+    assert snapshot.select(1, tail="highest").flags("weight").tolist() == [[False, True, False]]
+    assert snapshot.select(1, "taylor").flags("weight").tolist() == [[False, False, True]]
+    assert snapshot.predicted_change(snapshot.select(2)) == 1.0 + 1.5
+    # without the first and third weight the residuals are -3 and -4
+    assert snapshot.measured_change(snapshot.select(2)) == (0.5 * 9 + 0.5 * 16) / 2 - 1.25
+
+
+def test_no_more_than_one_candidate_has_a_gradient_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, alive = Classifier(), []
+    add = gradients._Sums._add
+
+    def watched(self: gradients._Sums, name: str, parameter: torch.Tensor) -> None:
+        alive.append([n for n, p in module.named_parameters() if p.grad is not None])
+        add(self, name, parameter)
+
+    monkeypatch.setattr(gradients._Sums, "_add", watched)
+    snapshot_of(module)
+    assert {tuple(names) for names in alive} == {("net.0.weight",), ("net.3.weight",)}
 
 
 @pytest.mark.parametrize("size", [1, 7, 32, 90])
