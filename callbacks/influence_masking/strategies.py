@@ -29,7 +29,7 @@ def gradient_processes(trainer: Trainer) -> Processes:
     """Returns the processes that divide the calibration data between them.
 
     Under DDP these are all. Under `ModelParallelStrategy` every process sees every batch, as tensor parallelism needs
-    anyway: the mean over processes that sharding takes is then one of equal gradients, and exact.
+    anyway: the mean over processes that sharding takes is then one of equal gradients, exact for 2, 4, 8, ... of them.
     """
     if type(trainer.strategy).__name__ != "DDPStrategy" or trainer.world_size == 1:
         return ALONE
