@@ -1,6 +1,7 @@
 """What every dataset of this package does: split, tokenise, cache, and give batches."""
 
 import json
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -52,6 +53,8 @@ class TextDataModule(LightningDataModule, ABC):
         eval_size: rows of the evaluation split, stratified; all of them if None. Changes no other split.
         calibration_size: rows of train that masks are made from, stratified; all of them if None. They are the rows
             that a train split of that size would have.
+        shuffle_calibration_labels: permute the labels of those rows: a control, whose gradient knows the texts but not
+            what they mean.
         train_on: the split that :meth:`train_dataloader` draws from.
         early_stop_on: the split that validation looks at during a fit.
         pad_lengths: lengths to pad batches to (each length is one compilation on a TPU); None pads to the longest row.
@@ -82,6 +85,7 @@ class TextDataModule(LightningDataModule, ABC):
         dev_size: int = 500,
         eval_size: int | None = None,
         calibration_size: int | None = None,
+        shuffle_calibration_labels: bool = False,
         train_on: TrainOn = "train",
         early_stop_on: EarlyStopOn = "dev",
         pad_lengths: list[int] | None = None,
@@ -96,6 +100,7 @@ class TextDataModule(LightningDataModule, ABC):
         self.max_length = max_length
         self.sizes = SplitSizes(head_init_size, train_size, dev_size, eval_size)
         self.calibration_size = calibration_size
+        self.shuffle_calibration_labels = shuffle_calibration_labels
         self.train_on = train_on
         self.early_stop_on = early_stop_on
         self.pad_lengths = pad_lengths
@@ -105,6 +110,7 @@ class TextDataModule(LightningDataModule, ABC):
         self.fingerprint = ""
         self.split_sizes: dict[str, int] = {}
         self._rows: dict[str, TokenizedRows] = {}
+        self._tokens_digest = ""
         self._check_arguments()
 
     @abstractmethod
@@ -151,6 +157,8 @@ class TextDataModule(LightningDataModule, ABC):
         tokens = self._load_tokens(splits)
         self._rows = {split: self._select(splits, tokens, _positions(splits, split)) for split in SPLITS}
         self._calibration = self._select(splits, tokens, self._calibration_positions(splits))
+        if self.shuffle_calibration_labels:
+            self._calibration.labels = self._permuted(self._calibration.labels)
         self.split_sizes = {split: len(rows) for split, rows in self._rows.items()}
         rank_zero_info(f"{self.name}: {self.split_sizes}, fingerprint {self.fingerprint[:12]}")
 
@@ -182,6 +190,11 @@ class TextDataModule(LightningDataModule, ABC):
         ``train_on``.
         """
         return self._ordered(self._calibration, CALIBRATION_BATCH_SIZE)
+
+    def split_key(self, split: str) -> str:
+        """Returns a digest of the rows of ``split``, their tokens, and how :meth:`ordered_dataloader` batches them."""
+        lengths = json.dumps([self.eval_batch_size, self.pad_lengths])
+        return text_digest(self._tokens_digest, split, lengths)
 
     def ordered_dataloader(self, split: str) -> Batches:
         """Returns every row of ``split`` once, longest first; this rank's share in a distributed run."""
@@ -223,7 +236,8 @@ class TextDataModule(LightningDataModule, ABC):
         """Returns the table of ``input_ids``, a list for each row of ``splits``."""
         digest = tokenizer_digest(self.tokenizer)
         key = {"fingerprint": self.fingerprint, "tokenizer": digest, "max_length": str(self.max_length)}
-        path = self.cache_dir / "tokens" / f"{self.name}-{text_digest(*key.values())[:16]}.parquet"
+        self._tokens_digest = text_digest(*key.values())
+        path = self.cache_dir / "tokens" / f"{self.name}-{self._tokens_digest[:16]}.parquet"
         texts = splits.column("text")
         return cached_table(path, key, lambda: tokenize(self.tokenizer, texts.to_pylist(), self.max_length))
 
@@ -236,6 +250,10 @@ class TextDataModule(LightningDataModule, ABC):
         by_class = [train[labels == label] for label in range(self.num_labels)]
         shares = allocate(self.calibration_size, [len(rows) for rows in by_class])
         return np.concatenate([rows[len(rows) - share :] for rows, share in zip(by_class, shares, strict=True)])
+
+    def _permuted(self, labels: Tensor) -> Tensor:
+        """Returns the labels in an order that the seed alone decides."""
+        return labels[random.Random(f"labels/{self.seed}").sample(range(len(labels)), len(labels))]
 
     def _select(self, splits: pa.Table, tokens: pa.Table, positions: np.ndarray) -> TokenizedRows:
         """Returns the rows at these positions of the table of splits."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 FIT_FILE, METRICS_FILE = "fit.json", "metrics.json"
-PREDICTIONS_FILE, MASK_FILE = "predictions.parquet", "mask.safetensors"
+PREDICTIONS_FILE, MASK_FILE, SWEEP_FILE = "predictions.parquet", "mask.safetensors", "sweep.json"
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

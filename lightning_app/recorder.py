@@ -18,10 +18,12 @@ from lightning_app.files import (
     MASK_FILE,
     METRICS_FILE,
     PREDICTIONS_FILE,
+    SWEEP_FILE,
     read_json,
     write_json,
     write_parquet,
 )
+from modules import Sweep
 
 PACKAGES = ("torch", "lightning", "transformers", "datasets", "peft", "torchmetrics")
 
@@ -39,7 +41,7 @@ class Recorder(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Starts the clock and the memory gauge of a phase; what an earlier fit left here is no longer true."""
         if stage == "fit" and trainer.is_global_zero:
-            for name in (METRICS_FILE, PREDICTIONS_FILE, FIT_FILE, MASK_FILE):
+            for name in (METRICS_FILE, PREDICTIONS_FILE, FIT_FILE, MASK_FILE, SWEEP_FILE):
                 (Path(trainer.default_root_dir) / name).unlink(missing_ok=True)
         self._started[stage] = perf_counter()
         self._batches.clear()
@@ -63,9 +65,11 @@ class Recorder(Callback):
         }
         for callback in cast(Any, trainer).callbacks:
             if isinstance(callback, InfluenceMasking) and callback.mask is not None:
-                record["seconds"] |= callback.seconds
+                record["seconds"] |= callback.seconds | _gradient_seconds(callback)
                 record |= _masking_record(callback) | {"mask_digest": callback.mask.digest}
                 callback.mask.save(folder / MASK_FILE, dataset=cast(Any, trainer).datamodule.name)
+        if isinstance(pl_module, Sweep) and pl_module.sweep:
+            write_json(folder / SWEEP_FILE, pl_module.sweep)
         write_json(folder / FIT_FILE, record)
 
     def on_validation_batch_end(
@@ -156,7 +160,14 @@ def _masking_record(callback: InfluenceMasking) -> dict[str, Any]:
         "calibration_samples": cast(Any, callback.mask).provenance["num_samples"],
         "predicted_change": callback.predicted_change,
         "measured_change": callback.measured_change,
+        "gradient_shared": getattr(callback, "gradient_shared", False),
     }
+
+
+def _gradient_seconds(callback: InfluenceMasking) -> dict[str, float]:
+    """What the gradient took, also where another arm of this process had taken it before."""
+    seconds = getattr(callback, "gradient_seconds", None)
+    return {} if seconds is None else {"gradient": seconds}
 
 
 def reset_peak_memory(device: torch.device) -> None:

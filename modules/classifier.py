@@ -1,6 +1,7 @@
 """The classifier that all arms share: tokens -> backbone -> pooled vector -> linear head -> logits."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,9 +14,11 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 from transformers import PretrainedConfig, get_linear_schedule_with_warmup
 
 from modules.backbone import backbone_fingerprint, default_pooling, load_backbone, pool
+from modules.features import Batch, FeatureCache, Features, extract
 from modules.start import Start
 
-Batch = dict[str, Tensor]
+SHARED_FEATURES = FeatureCache()
+"""Of this process: the arms of an experiment follow each other in it."""
 
 
 class OptionError(ValueError):
@@ -88,6 +91,8 @@ class Classifier(LightningModule):
             }
         )
         self.nll = MeanMetric()
+        self._train_features: Features | None = None
+        self._eval_features: Features | None = None
         self.adapt()
 
     def _new_head(self, config: PretrainedConfig) -> nn.Linear:
@@ -108,10 +113,68 @@ class Classifier(LightningModule):
             self.backbone.eval()
         return self
 
+    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """One vector a text, `[batch, hidden]`, from right-padded `[batch, tokens]` ids and mask."""
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return pool(hidden, attention_mask, self.pooling)
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits `[batch, num_labels]` in float32 from right-padded `[batch, tokens]` ids and mask."""
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return self.head(pool(hidden, attention_mask, self.pooling)).float()
+        return self.head(self.encode(input_ids, attention_mask)).float()
+
+    def _logits(self, batch: Batch, features: Features | None) -> Tensor:
+        """The same as `forward`; under a frozen backbone, from features that were computed before."""
+        if features is None:
+            return self(batch["input_ids"], batch["attention_mask"])
+        return self.head(features.of(batch["row"])).float()
+
+    def setup(self, stage: str) -> None:
+        """Forgets the features of an earlier run: weights may have changed."""
+        self._train_features = self._eval_features = None
+
+    def on_train_start(self) -> None:
+        """Under a frozen backbone, encodes the rows once for all epochs."""
+        self._train_features = self._frozen_features(lambda data: data.train_on)
+
+    def on_validation_start(self) -> None:
+        """The same for the rows of a validation while fitting, else for eval."""
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        self._eval_features = self._frozen_features(lambda data: data.early_stop_on if fitting else "eval")
+
+    def on_test_start(self) -> None:
+        """The same as validation."""
+        self.on_validation_start()
+
+    def backbone_state(self) -> str:
+        """Tells apart the weights of frozen backbones."""
+        return self.backbone_fingerprint
+
+    @property
+    def _datamodule(self) -> Any:
+        """The trainer's, where it is one of the study's; None where other data are used."""
+        datamodule = getattr(self._trainer, "datamodule", None)
+        return datamodule if hasattr(datamodule, "split_key") else None
+
+    def _frozen_features(self, split_of: Callable[[Any], str]) -> Features | None:
+        """The features of a split where they are worth it: the backbone is frozen and all of the split is read."""
+        trainer, datamodule = cast(Any, self.trainer), self._datamodule
+        is_part = trainer.fast_dev_run or trainer.limit_train_batches != 1.0 or trainer.limit_val_batches != 1.0
+        trains = any(parameter.requires_grad for parameter in self.backbone.parameters())
+        if datamodule is None or trains or is_part or trainer.world_size > 1:
+            return None
+        key, split = f"{self.backbone_state()}/{trainer.precision}/{self.device}", split_of(datamodule)
+        return SHARED_FEATURES.get(key, datamodule.split_key(split), lambda: self._extract(split))
+
+    def _extract(self, split: str) -> Features:
+        trainer: Any = self.trainer
+
+        def encode(batch: Batch) -> Tensor:
+            batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+            with trainer.precision_plugin.val_step_context():
+                return self.encode(batch["input_ids"], batch["attention_mask"])
+
+        batches = trainer.datamodule.ordered_dataloader(split)
+        return extract(encode, batches, self.device, bar=trainer.progress_bar_callback is not None)
 
     def on_train_epoch_start(self) -> None:
         """Seeds dropout by seed, epoch and process, so that an epoch after a resume is what it would have been."""
@@ -120,13 +183,13 @@ class Classifier(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy of the batch, in nats."""
-        loss = cross_entropy(self(batch["input_ids"], batch["attention_mask"]), batch["labels"])
+        loss = cross_entropy(self._logits(batch, self._train_features), batch["labels"])
         self.log("train/loss", loss, batch_size=len(batch["labels"]), prog_bar=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Batch:
         """Updates the metrics; returns rows, labels and logits, from which predictions are written."""
-        logits = self(batch["input_ids"], batch["attention_mask"])
+        logits = self._logits(batch, self._eval_features)
         self.metrics.update(logits.softmax(-1), batch["labels"])
         self.nll.update(cross_entropy(logits, batch["labels"], reduction="none"))
         return {"row": batch["row"], "labels": batch["labels"], "logits": logits}
@@ -176,7 +239,7 @@ class Classifier(LightningModule):
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint and the model it is loaded into must have in common; an arm adds its own options."""
-        datamodule: Any = getattr(self._trainer, "datamodule", None)
+        datamodule = self._datamodule
         data = {"dataset": datamodule.name, "splits": datamodule.fingerprint} if datamodule else {}
         return {"arm": type(self).__name__, "num_labels": self.num_labels, "seed": self.seed, **data}
 

@@ -5,8 +5,9 @@ from typing import Any, Literal
 from jsonargparse.typing import OpenUnitInterval
 from lightning.pytorch import Callback
 
-from influence_masking import InfluenceMasking, Mask, find_candidates
+from influence_masking import Mask, find_candidates
 from modules.classifier import Classifier
+from modules.shared_gradient import SharedGradientMasking
 
 
 class Influence(Classifier):
@@ -46,7 +47,7 @@ class Influence(Classifier):
     ) -> None:
         self.tune = tune
         # before the backbone is loaded, so that a wrong option is found at once
-        self.masking = InfluenceMasking(
+        self.masking = SharedGradientMasking(
             fraction=float(fraction),
             score=score,
             tail=tail,
@@ -56,6 +57,7 @@ class Influence(Classifier):
             micro_batch_size=micro_batch_size,
             seed=kwargs.get("seed", 0),
         )
+        self._restored: Mask | None = None
         super().__init__(**kwargs)
 
     def adapt(self) -> None:
@@ -86,10 +88,17 @@ class Influence(Classifier):
         """Masks the weights that the checkpoint left out."""
         super().on_load_checkpoint(checkpoint)
         mask, weights = Mask.from_state_dict(checkpoint["mask"]), checkpoint["state_dict"]
+        self._restored = mask
         for name in mask.shapes:
             weights[name] = weights[name].masked_fill(mask.flags(name, weights[name].device), 0)
 
+    def backbone_state(self) -> str:
+        """Adds the mask."""
+        mask = self._restored or self.masking.mask
+        return f"{super().backbone_state()}-{mask.digest if mask else 'unmasked'}"
+
     def setup(self, stage: str) -> None:
         """With `tune: none` there is nothing to train: the fit ends after the mask is applied."""
+        super().setup(stage)
         if stage == "fit" and self.tune == "none":
             self.trainer.fit_loop.max_epochs = 0

@@ -3,6 +3,7 @@
 from influence_masking.callback import InfluenceMasking
 from influence_masking.candidates import DEFAULT_TARGETS, find_candidates
 from influence_masking.errors import MaskingError
+from influence_masking.gradients import Calibration, MeanGradient
 from influence_masking.holding import Hold
 from influence_masking.masks import Mask, Overlap, Share
 from influence_masking.scores import SCORES
@@ -12,10 +13,12 @@ from influence_masking.sweep import PathPoint, Stability, SweepPoint, path_scan,
 __all__ = [
     "DEFAULT_TARGETS",
     "SCORES",
+    "Calibration",
     "Hold",
     "InfluenceMasking",
     "Mask",
     "MaskingError",
+    "MeanGradient",
     "Overlap",
     "PathPoint",
     "Share",

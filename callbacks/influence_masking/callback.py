@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -13,14 +13,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from influence_masking.batches import Batch, take_samples
 from influence_masking.calibration import default_loader, iterate
 from influence_masking.candidates import find_candidates
 from influence_masking.errors import MaskingError
-from influence_masking.gradients import Calibration, Progress
+from influence_masking.gradients import Calibration, MeanGradient, Progress, take_gradient
 from influence_masking.holding import Action, Hold
 from influence_masking.masks import Mask
 from influence_masking.processes import Processes
@@ -151,6 +151,12 @@ class InfluenceMasking(Callback):
         """
         return training_loss(module, batch, batch_idx)
 
+    def take_gradient(
+        self, module: LightningModule, candidates: Mapping[str, nn.Parameter], calibration: Calibration
+    ) -> MeanGradient:
+        """Returns the gradient; override it to give one that was taken before, at these weights over these samples."""
+        return take_gradient(module, candidates, calibration)
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses, before anything costs time, a strategy that was not tested and targets that match nothing."""
         if stage != "fit":
@@ -237,7 +243,7 @@ class InfluenceMasking(Callback):
 
         batches = self._take_batches(trainer, processes)
         calibration = Calibration(batches, loss_function, processes, self.micro_batch_size, _progress_of(trainer))
-        return Snapshot(module, candidates, calibration)
+        return Snapshot(module, candidates, calibration, self.take_gradient(module, candidates, calibration))
 
     def _begin(self, trainer: Trainer, module: LightningModule) -> None:
         if self._hold is not None:

@@ -1,7 +1,8 @@
 """One gradient of a model, and every mask, prediction and measurement that can be had from it."""
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +15,7 @@ from influence_masking import bits
 from influence_masking.batches import take_samples
 from influence_masking.candidates import find_candidates
 from influence_masking.errors import MaskingError
-from influence_masking.gradients import Calibration, MeanGradient, calibrating, mean_gradient, mean_loss
+from influence_masking.gradients import Calibration, MeanGradient, calibrating, mean_loss, take_gradient
 from influence_masking.holding import zeroed
 from influence_masking.masks import Mask
 from influence_masking.matching import select_matched
@@ -43,14 +44,20 @@ class Snapshot:
         module: The model.
         candidates: Its parameters that may be masked, by name.
         calibration: What the gradient is taken over.
+        gradient: That gradient: of `take_gradient`, now or earlier at the same weights.
     """
 
-    def __init__(self, module: nn.Module, candidates: Mapping[str, nn.Parameter], calibration: Calibration) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        candidates: Mapping[str, nn.Parameter],
+        calibration: Calibration,
+        gradient: MeanGradient,
+    ) -> None:
         self.module = module
         self.candidates = candidates
+        self.gradient = gradient
         self._calibration = calibration
-        with calibrating(module, candidates):
-            self.gradient: MeanGradient = mean_gradient(candidates, calibration)
         group = sharding_group(list(candidates.values()))
         self._processes = Processes(group, next(iter(candidates.values())).device)
 
@@ -138,8 +145,14 @@ class Snapshot:
 
     def measured_loss(self, mask: Mask, alpha: float = 1.0) -> float:
         """Returns the mean loss with the selected weights times ``1 - alpha``; the weights are then put back."""
-        with calibrating(self.module, {}), zeroed(self.module, mask, alpha):
+        with self.masked(mask, alpha):
             return mean_loss(self._calibration, self.gradient.micro_batch_size)
+
+    @contextlib.contextmanager
+    def masked(self, mask: Mask, alpha: float = 1.0) -> Iterator[None]:
+        """Within, the module evaluates with the selected weights times ``1 - alpha``; then it is what it was."""
+        with calibrating(self.module, {}), zeroed(self.module, mask, alpha):
+            yield
 
     def measured_change(self, mask: Mask) -> float:
         """Returns the change of the loss, on the same samples, when the mask is zeroed."""
@@ -198,4 +211,4 @@ def take_snapshot(
             lambda batch: loss(module, move_data_to_device(batch.data, device)),
             micro_batch_size=micro_batch_size,
         )
-        return Snapshot(module, candidates, calibration)
+        return Snapshot(module, candidates, calibration, take_gradient(module, candidates, calibration))

@@ -2,8 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean
 
 from influence_masking.errors import MaskingError
@@ -26,6 +26,7 @@ class SweepPoint:
         predicted_change: Of the mean loss when they are zeroed, to first order.
         measured_change: The real change on the same samples.
         digest: The mask's.
+        metrics: What `measure` found with the mask zeroed.
     """
 
     score: str
@@ -35,6 +36,7 @@ class SweepPoint:
     predicted_change: float
     measured_change: float
     digest: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def sweep(
     scores: Sequence[str] = ("sign_gradient",),
     scope: Scope = "global",
     seed: int = 0,
+    measure: Callable[[], Mapping[str, float]] = dict,
 ) -> Iterator[SweepPoint]:
     """Yields every combination of score, tail and fraction; each costs a selection and one pass without gradients.
 
@@ -80,13 +83,16 @@ def sweep(
         scores: Names of scores.
         scope: As for `InfluenceMasking`.
         seed: Of the random scores.
+        measure: Called once a point while the module evaluates with the mask zeroed: accuracy on other data, say.
     """
     for score, tail, fraction in itertools.product(scores, tails, fractions):
         k = math.floor(fraction * snapshot.num_candidates)
         if k > 0:
             mask = snapshot.select(k, score, tail, scope, seed)
             predicted, measured = snapshot.predicted_change(mask), snapshot.measured_change(mask)
-            yield SweepPoint(score, tail, fraction, k, predicted, measured, mask.digest)
+            with snapshot.masked(mask):
+                metrics = measure()
+            yield SweepPoint(score, tail, fraction, k, predicted, measured, mask.digest, metrics)
 
 
 def path_scan(snapshot: Snapshot, mask: Mask, alphas: Iterable[float] = (0.0, 0.25, 0.5, 0.75, 1.0)) -> list[PathPoint]:
