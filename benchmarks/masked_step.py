@@ -28,6 +28,7 @@ from selection import machine, resident
 from influence_masking import Hold, Mask, find_candidates
 
 FRACTION = 0.05
+NAMES = {"hold": "plain loop", "none": "Trainer", "pruning": "Trainer with ModelPruning"}
 
 
 def main() -> None:
@@ -46,7 +47,9 @@ def main() -> None:
     print("| step | seconds | times the step without | highest memory, GB |")
     print("|---|---|---|---|")
     for way in ("hold", "none", "pruning"):
-        subprocess.run([sys.executable, *sys.argv, "--way", way], check=True)
+        status = subprocess.run([sys.executable, *sys.argv, "--way", way]).returncode
+        if status:
+            print(f"| {NAMES[way]} | {'killed: out of memory' if status == -9 else f'failed, status {status}'} | | |")
 
 
 def hold(options: argparse.Namespace) -> None:
@@ -109,8 +112,7 @@ def trainer(options: argparse.Namespace) -> None:
     run.fit(
         module, torch.utils.data.DataLoader(batches(options.steps, options.samples, options.length), batch_size=None)
     )
-    name = "Trainer with ModelPruning" if options.way == "pruning" else "Trainer"
-    print(f"| {name} | {median(clock.seconds[options.steps :]):.2f} | | {resident('VmHWM') / 1e9:.1f} |")
+    print(f"| {NAMES[options.way]} | {median(clock.seconds[options.steps :]):.2f} | | {resident('VmHWM') / 1e9:.1f} |")
 
 
 if __name__ == "__main__":

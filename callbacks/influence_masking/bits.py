@@ -1,30 +1,21 @@
 """Packed bits: one bit a weight, eight to a byte, the first weight in the highest bit (as in ``numpy.packbits``)."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
 # Multiplying eight bytes of 0 or 1, read as one little-endian integer, by this puts each byte's bit into the highest
 # byte of the product, the first byte's bit highest.
 _GATHER = 0x8040201008040201 - (1 << 64)
-ONES = 0x0101010101010101  # a 1 in each byte of a word
 _BIT_VALUES = (128, 64, 32, 16, 8, 4, 2, 1)
 
 
 def pack(flags: Tensor) -> Tensor:
     """Packs a flat bool tensor of n elements into ceil(n / 8) bytes; the bits past the end are 0."""
-    flags = torch.nn.functional.pad(flags, (0, -flags.numel() % 8)) if flags.numel() % 8 else flags.contiguous()
-    return pack_words(words_of(flags).clone())
-
-
-def words_of(flat: Tensor) -> Tensor:
-    """Views a flat tensor of bytes, a multiple of eight of them, as int64: eight elements a word."""
-    aligned = flat if flat.storage_offset() % 8 == 0 else flat.clone()
-    return aligned.view(torch.int64)
-
-
-def pack_words(words: Tensor) -> Tensor:
-    """Packs words whose eight bytes are each 0 or 1 into one byte a word; the words are used up."""
-    return words.mul_(_GATHER).bitwise_right_shift_(56).to(torch.uint8)
+    if flags.device.type == "cpu":
+        return torch.from_numpy(np.packbits(flags.numpy()))
+    padded = torch.nn.functional.pad(flags, (0, -flags.numel() % 8))
+    return padded.view(torch.int64).mul(_GATHER).bitwise_right_shift_(56).to(torch.uint8)
 
 
 def unpack(packed: Tensor, count: int) -> Tensor:
@@ -33,10 +24,22 @@ def unpack(packed: Tensor, count: int) -> Tensor:
     return (packed.unsqueeze(-1) & values).ne(0).view(-1)[:count]
 
 
+def places(flags: Tensor) -> Tensor:
+    """Returns where a flat bool tensor is true, int64, ascending; on the CPU by numpy, which is faster there."""
+    if flags.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(flags.numpy()))
+    return flags.nonzero().squeeze(1)
+
+
+def count(flags: Tensor) -> int:
+    """Returns how many elements of a bool tensor are true."""
+    return int(np.count_nonzero(flags.numpy()) if flags.device.type == "cpu" else flags.count_nonzero())
+
+
 def count_ones(packed: Tensor) -> int:
     """Returns how many bits are 1, without unpacking."""
-    padded = torch.nn.functional.pad(packed, (0, -packed.numel() % 8)).view(torch.int64)
-    return sum(int(_popcount(piece).sum()) for piece in padded.split(1 << 18))
+    words = torch.cat([packed, packed.new_zeros(-packed.numel() % 8)]).view(torch.int64)
+    return sum(int(_popcount(piece).sum()) for piece in words.split(1 << 18))
 
 
 def _popcount(x: Tensor) -> Tensor:

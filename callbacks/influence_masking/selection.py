@@ -9,11 +9,13 @@ parameters sharded over processes) a slower pass counts the ends apart and a thi
 
 import contextlib
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,12 +25,13 @@ from influence_masking.errors import MaskingError
 from influence_masking.processes import ALONE, Processes
 from influence_masking.scores import ScoreFunction, takes_position
 
-PIECE = {"cpu": 1 << 17, "cuda": 1 << 24}
+PIECE = {"cpu": 1 << 19, "cuda": 1 << 24}
 SAMPLE = 1 << 18
 MARGIN = 3.0  # standard deviations of the sampled rank between the quantile and either end of the bracket
 KEPT_SHARE = 1 / 64  # more scores than this inside the bracket are many equal ones
 
 Each = Callable[..., Iterable[Any]]
+Comparison = Callable[[Any, Any], Any]
 Tail = Literal["lowest", "highest"]
 Scope = Literal["global", "layer", "tensor"]
 
@@ -208,11 +211,13 @@ def lowest_of(scores: Sequence[Scores], k: int, processes: Processes, each: Each
 
 
 def kth_lowest(values: Tensor, k: int, processes: Processes = ALONE) -> float:
-    """Returns the k-th lowest (from 1) of the float32 values of all processes, by radix selection.
+    """Returns the k-th lowest (from 1) of the float32 values of all processes, over several by radix selection.
 
     Floats are ordered as the integers of their bits once those of negative numbers are flipped; four histograms of
     256 bins, each one small sum over the processes, settle the four bytes of the answer from the highest on.
     """
+    if processes.count == 1 and values.device.type == "cpu":
+        return float(np.partition(values.numpy(), k - 1)[k - 1])
     pattern = (values + 0.0).view(torch.int32)  # adding zero makes -0.0 and 0.0 equal
     keys = (pattern ^ ((pattern >> 31) & 0x7FFFFFFF)).to(torch.int64) + (1 << 31)
     answer = 0
@@ -252,91 +257,63 @@ def _bracket(scores: Sequence[Scores], k: int, total: int, margin: float, proces
 
 
 def _mark_in_one_pass(scores: Sequence[Scores], k: int, low: float, high: float, each: Each) -> list[Tensor] | None:
-    """Marks the k lowest if the bracket is finite and holds the k-th and few others; returns None if it does not."""
-    classes = _Classes.of(low, high)
-    if classes is None:
-        return None
+    """Marks the k lowest if the bracket holds the k-th and few others; returns None if it does not."""
     limit = max(2 * SAMPLE, math.ceil(KEPT_SHARE * sum(map(len, scores))))
     kept = 0
 
-    def scan(part: Scores) -> tuple[Tensor, Tensor, Tensor] | None:
+    def scan(part: Scores, below: Tensor) -> _Scan | None:
         nonlocal kept
-        found = _scan(part, classes, limit) if kept <= limit else None
-        kept += limit + 1 if found is None else len(found[1])
+        found = _scan(part, below, low, high, limit) if kept <= limit else None
+        kept += limit + 1 if found is None else len(found.places)
         return found
 
-    found = [result for result in each(scan, scores) if result is not None]
+    # made here, because what lasts would keep the threads' heaps from being used again
+    room = [torch.empty(-(-len(part) // 8), dtype=torch.uint8, device=part.weights.theta.device) for part in scores]
+    found = [result for result in each(scan, scores, room) if result is not None]
     if kept > limit:
         return None
-    wanted = k - sum(bits.count_ones(packed) for packed, _, _ in found)
+    wanted = k - sum(part.num_below for part in found)
     if not 0 < wanted <= kept:
         return None
-    values = torch.cat([values for _, _, values in found])
+    values = torch.cat([part.values for part in found])
     threshold = kth_lowest(values, wanted)
-    if not classes.surely_inside(threshold):
-        return None
     chosen = values < threshold
     ties = (values == threshold).nonzero().squeeze(1)
     chosen[ties[: wanted - int(chosen.sum())]] = True
-    for (packed, where, _), picked in zip(found, chosen.split([len(w) for _, w, _ in found]), strict=True):
-        _set_bits(packed, where[picked])
-    return [packed for packed, _, _ in found]
+    for part, picked in zip(found, chosen.split([len(part.places) for part in found]), strict=True):
+        _set_bits(part.below, part.places[picked])
+    return [part.below for part in found]
 
 
-@dataclass(frozen=True)
-class _Classes:
-    """Sorts scores into below (negative), inside (0) and above (positive) a bracket, at the cost of three fast steps.
+class _Scan(NamedTuple):
+    """The scores of a part below a bracket, as packed bits and their number, and places and values of those inside."""
 
-    The classes are the integer parts of ``scale * score + shift``, which is -1 at the low end and 1 at the high end.
-    Rounding blurs the ends by at most ``blur``; a threshold that is further inside than that is not touched by it.
-    """
-
-    scale: float
-    shift: Tensor
-    blur: float
-
-    @classmethod
-    def of(cls, low: float, high: float) -> "_Classes | None":
-        """Returns the classes of a bracket; None if it is infinite or too narrow for float32."""
-        if not math.isfinite(high - low) or high <= low:
-            return None
-        scale, shift = 2 / (high - low), -(high + low) / (high - low)
-        blur = 8 * torch.finfo(torch.float32).eps * (abs(shift) + 1)
-        return cls(scale, torch.tensor(shift), blur) if blur < 0.5 and scale < torch.finfo(torch.float32).max else None
-
-    def words_of(self, scores: Tensor) -> Tensor:
-        """Returns the classes of scores, -1, 0 or 1, as the bytes of int64 words; those past the end are 1."""
-        classes = torch.add(self.shift, scores, alpha=self.scale).clamp_(-1, 1).to(torch.int8)  # rounds towards 0
-        missing = -len(classes) % 8
-        return bits.words_of(torch.nn.functional.pad(classes, (0, missing), value=1) if missing else classes)
-
-    def surely_inside(self, threshold: float) -> bool:
-        """Returns whether no score was put on the wrong side of the threshold."""
-        return abs(self.scale * threshold + self.shift.item()) + self.blur < 1
+    below: Tensor
+    num_below: int
+    places: Tensor
+    values: Tensor
 
 
-def _scan(part: Scores, classes: _Classes, limit: int) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Returns the packed bits of scores below the bracket, and the places and values of those inside it.
-
-    Returns None if more than ``limit`` are inside.
-    """
-    device = part.weights.theta.device
-    below = torch.empty(-(-len(part) // 8), dtype=torch.uint8, device=device)
-    nothing = torch.empty(0, dtype=torch.int64, device=device)
-    numbers, words = [nothing], [nothing]
+def _scan(part: Scores, below: Tensor, low: float, high: float, limit: int) -> _Scan | None:
+    """Fills ``below`` and finds the rest; None if more than ``limit`` are inside the bracket, its ends included."""
+    found, count, num_below = [torch.empty(0, dtype=torch.int64, device=below.device)], 0, 0
     for where, scores in part.checked_pieces():
-        classes_of_eight = classes.words_of(scores)
-        some_inside = classes_of_eight.bitwise_not().bitwise_and_(bits.ONES)  # -1 is 0xFF, 1 is 0x01, 0 has no bit
-        number = some_inside.nonzero().squeeze(1)
-        words.append(some_inside[number])
-        numbers.append(number.add_(where.start // 8))
-        below_of_eight = classes_of_eight.bitwise_right_shift_(7).bitwise_and_(bits.ONES)
-        below[where.start // 8 : -(-where.stop // 8)] = bits.pack_words(below_of_eight)
-    eights, flags = torch.cat(numbers) * 8, torch.cat(words).view(torch.bool).view(-1, 8)
-    if len(eights) > limit:
-        return None
-    places = (eights.unsqueeze(1) + torch.arange(8, device=device))[flags]
-    return below, places, part.at(places)
+        is_below = compare(scores, operator.lt, low)
+        below[where.start // 8 : -(-where.stop // 8)] = bits.pack(is_below)
+        num_below += bits.count(is_below)
+        found.append(bits.places(compare(scores, operator.le, high).logical_xor_(is_below)).add_(where.start))
+        count += len(found[-1])
+        if count > limit:
+            return None
+    places = torch.cat(found)
+    return _Scan(below, num_below, places, part.at(places))
+
+
+def compare(scores: Tensor, comparison: Comparison, bound: float) -> Tensor:
+    """Returns the flags of a comparison; on the CPU by numpy, which takes a seventh of torch's time there."""
+    if scores.device.type == "cpu":
+        return torch.from_numpy(comparison(scores.numpy(), np.float32(bound)))
+    return comparison(scores, bound)
 
 
 def _threshold(
@@ -351,11 +328,11 @@ def _threshold(
     def count(part: Scores) -> tuple[Tensor, list[Tensor]]:
         counts, inside = torch.zeros(4, dtype=torch.int64), [torch.empty(0)]  # a process may hold none of a parameter
         for _, s in part.checked_pieces():
-            to_low, below_high = s <= low, s < high
-            ends = [s < low, to_low, below_high, s <= high]
-            counts += torch.stack([end.count_nonzero() for end in ends]).cpu()
+            comparisons = ((operator.lt, low), (operator.le, low), (operator.lt, high), (operator.le, high))
+            ends = [compare(s, comparison, bound) for comparison, bound in comparisons]
+            counts += torch.tensor([bits.count(end) for end in ends])
             if low < high:
-                inside.append(s[below_high & ~to_low].cpu())
+                inside.append(s[ends[2] & ~ends[1]].cpu())
         return counts, inside
 
     counted = list(each(count, scores))
@@ -375,7 +352,10 @@ def _mark(scores: Sequence[Scores], k: int, threshold: float, processes: Process
     """Marks every score below the threshold and the first of those equal to it, k in all."""
 
     def mark(part: Scores) -> tuple[Tensor, Tensor]:
-        pieces = [(bits.pack(s < threshold), bits.pack(s == threshold)) for _, s in part.pieces()]
+        pieces = [
+            tuple(bits.pack(compare(s, comparison, threshold)) for comparison in (operator.lt, operator.eq))
+            for _, s in part.pieces()
+        ]
         empty = torch.empty(0, dtype=torch.uint8, device=part.weights.theta.device)
         return torch.cat([empty, *(b for b, _ in pieces)]), torch.cat([empty, *(e for _, e in pieces)])
 
@@ -394,10 +374,12 @@ def _mark(scores: Sequence[Scores], k: int, threshold: float, processes: Process
 
 def _first_ones(packed: Tensor, count: int, quota: int) -> Tensor:
     """Keeps the first ``quota`` of the ones among packed bits."""
+    if quota <= 0:
+        return torch.zeros_like(packed)
     if bits.count_ones(packed) <= quota:
         return packed
     flags = bits.unpack(packed, count)
-    flags[flags.nonzero().squeeze(1)[max(quota, 0) :]] = False
+    flags[bits.places(flags)[quota:]] = False
     return bits.pack(flags)
 
 
