@@ -158,7 +158,8 @@ class Classifier(LightningModule):
     def _frozen_features(self, split_of: Callable[[Any], str]) -> Features | None:
         """The features of a split where they are worth it: the backbone is frozen and all of the split is read."""
         trainer, datamodule = cast(Any, self.trainer), self._datamodule
-        is_part = trainer.fast_dev_run or trainer.limit_train_batches != 1.0 or trainer.limit_val_batches != 1.0
+        limits = (trainer.limit_train_batches, trainer.limit_val_batches, trainer.limit_test_batches)
+        is_part = any(isinstance(limit, int) or limit != 1.0 for limit in limits)  # 1 is one batch, 1.0 is all of them
         trains = any(parameter.requires_grad for parameter in self.backbone.parameters())
         if datamodule is None or trains or is_part or trainer.world_size > 1:
             return None

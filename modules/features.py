@@ -72,3 +72,7 @@ class FeatureCache:
         while len(self._kept) > self.backbones:
             self._kept.popitem(last=False)
         return splits[split]
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._kept.clear()

@@ -27,6 +27,11 @@ class SharedGradientMasking(InfluenceMasking):
     gradient_shared = False
     gradient_seconds: float | None = None
 
+    @classmethod
+    def forget(cls) -> None:
+        """Gives the memory of the latest gradient back."""
+        SharedGradientMasking._latest = None
+
     def take_gradient(
         self, module: LightningModule, candidates: Mapping[str, nn.Parameter], calibration: Calibration
     ) -> MeanGradient:

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from influence_masking import SweepPoint, find_candidates, sweep
 from influence_masking.scores import resolve_score
+from influence_masking.snapshot import MATCHED
 from modules.classifier import Classifier, OptionError
 from modules.shared_gradient import SharedGradientMasking
 
@@ -56,7 +57,7 @@ class Sweep(Classifier):
                 f"{list(fractions)}, {list(tails)} and {list(scores)}."
             )
         self.fractions, self.tails, self.scores = fractions, tails, scores
-        for score in scores:
+        for score in set(scores) - {MATCHED}:
             resolve_score(score)  # before the backbone is loaded, so that an unknown one is found at once
         self.masking = SharedGradientMasking(
             targets=targets, num_samples=None, micro_batch_size=micro_batch_size, seed=kwargs.get("seed", 0)

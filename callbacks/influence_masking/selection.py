@@ -25,7 +25,7 @@ from influence_masking.errors import MaskingError
 from influence_masking.processes import ALONE, Processes
 from influence_masking.scores import ScoreFunction, takes_position
 
-PIECE = {"cpu": 1 << 19, "cuda": 1 << 24}
+PIECE = {"cpu": 3 << 17, "cuda": 1 << 24}
 SAMPLE = 1 << 18
 MARGIN = 3.0  # standard deviations of the sampled rank between the quantile and either end of the bracket
 KEPT_SHARE = 1 / 64  # more scores than this inside the bracket are many equal ones

@@ -292,3 +292,18 @@ def test_a_length_that_the_model_does_not_take_is_an_error(toy_class, tokenizer_
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(DataError, match=r"max_length is 128, but the model of .* takes 64"):
         _ = toy_class(str(tmp_path)).pad_token_id
+
+
+def labels_of(loader) -> dict[int, int]:
+    return {row: label for batch in loader for row, label in zip(*(batch[k].tolist() for k in ("row", "labels")), strict=True)}
+
+
+def test_shuffled_calibration_labels_are_the_same_labels_on_other_texts(make_toy):
+    plain, shuffled = make_toy(), make_toy(shuffle_calibration_labels=True)
+    true, permuted = (labels_of(module.calibration_dataloader()) for module in (plain, shuffled))
+    assert true.keys() == permuted.keys()
+    assert sorted(true.values()) == sorted(permuted.values())
+    assert sum(true[row] != permuted[row] for row in true) > len(true) / 3
+    assert labels_of(make_toy(shuffle_calibration_labels=True).calibration_dataloader()) == permuted
+    assert labels_of(shuffled.train_dataloader()) == labels_of(plain.train_dataloader())
+    assert shuffled.fingerprint == plain.fingerprint

@@ -104,6 +104,61 @@ def test_fit_then_validate_gives_the_numbers_of_the_experiment(arm, study, condi
     assert predictions_of(run) == predictions_of(ours)
 
 
+CONTROLS = ("baseline_converged", "influence_highest", "influence_highest_head", "random_matched", "sweep")
+
+
+@pytest.fixture(scope="module")
+def controls(study, study_words, tmp_path_factory) -> Path:
+    """The same experiment, gone on with controls and a sweep."""
+    folder = tmp_path_factory.mktemp("controls")
+    shutil.copytree(study.parent, folder / "outputs")
+    done = run_influence(*study_words, "--arms", *ARMS, *CONTROLS, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "10 conditions, 5 of them complete" in done.stdout
+    return folder / "outputs" / study.name
+
+
+@pytest.mark.parametrize("arm", ["baseline_converged", "influence_highest_head", "random_matched"])
+def test_a_control_by_itself_gives_the_numbers_that_it_has_after_others(
+    arm, controls, condition_words, influence, tmp_path
+):
+    words = condition_words(arm, "alone")
+    from_start = [] if arm == "baseline_converged" else [f"--model.start={_start(controls)}"]
+    assert influence("fit", *words, *from_start) == 0
+    assert influence("validate", *words) == 0
+    run = tmp_path / "outputs" / "alone" / "docstrings" / arm / "seed0"
+    assert metrics_of(run) == metrics_of(controls / "docstrings" / arm / "seed0")
+    assert predictions_of(run) == predictions_of(controls / "docstrings" / arm / "seed0")
+
+
+def test_masking_arms_of_an_experiment_take_one_gradient(controls):
+    records = [
+        json.loads((controls / "docstrings" / arm / "seed0" / "metrics.json").read_text())
+        for arm in ("influence_highest", "influence_highest_head", "random_matched")
+    ]
+    assert [record["gradient_shared"] for record in records] == [False, True, True]
+    assert len({record["seconds"]["gradient"] for record in records}) == 1
+
+
+def test_a_matched_control_masks_as_many_of_each_tensor(controls):
+    informed, control = (
+        Mask.load(controls / "docstrings" / arm / "seed0" / "mask.safetensors") for arm in ("influence", "random_matched")
+    )
+    assert informed.digest != control.digest
+    for name in informed.shapes:
+        assert informed.flags(name).sum() == control.flags(name).sum()
+
+
+def test_a_sweep_leaves_its_points_and_the_score_of_the_unmasked_model(controls):
+    run = controls / "docstrings" / "sweep" / "seed0"
+    swept = json.loads((run / "sweep.json").read_text())
+    (point,) = (p for p in swept["points"] if (p["tail"], p["fraction"]) == ("lowest", 0.05))
+    influence = metrics_of(controls / "docstrings" / "influence" / "seed0")
+    assert point["digest"] == influence["mask_digest"]
+    assert point["measured_change"] == influence["measured_change"]
+    assert metrics_of(run)["accuracy"] == metrics_of(controls / "docstrings" / "baseline" / "seed0")["accuracy"]
+
+
 def test_two_processes_write_every_prediction_once(study, condition_words, tmp_path):
     ours = study / "docstrings" / "lora" / "seed0"
     words = [*condition_words("lora", "ddp"), f"--ckpt_path={ours / 'checkpoints' / 'best.ckpt'}"]

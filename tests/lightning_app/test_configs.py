@@ -22,6 +22,24 @@ def test_every_dataset_and_arm_of_the_study_has_a_config():
     assert {"baseline", "influence", "influence_tuned", "lora", "full_ft"} <= set(ARMS)
 
 
+def test_the_study_holds_every_arm_and_each_mask_with_its_head():
+    arms = yaml.safe_load((CONFIGS / "study.yaml").read_text())["arms"]
+    assert sorted(arms) == ARMS
+    masks = {arm.removesuffix("_head") for arm in arms if arm.endswith("_head")}
+    controls = {"influence_highest", "taylor_highest", "random", "random_matched", "magnitude_lowest", "snip_lowest"}
+    assert masks == {"influence", "shuffled_labels"} | controls
+
+
+@pytest.mark.parametrize("arm", [arm for arm in ARMS if arm.endswith("_head")])
+def test_a_head_is_tuned_under_the_mask_of_the_arm_that_it_is_named_after(arm):
+    alone, tuned = (yaml.safe_load((CONFIGS / "arms" / f"{a}.yaml").read_text()) for a in (arm.removesuffix("_head"), arm))
+    options = [one["model"]["init_args"] for one in (alone, tuned)]
+    for key in ("fraction", "score", "tail"):
+        assert options[0][key] == options[1][key]
+    assert [one["tune"] for one in options] == ["none", "head"]
+    assert alone.get("data") == tuned.get("data")
+
+
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_arm_instantiates_and_takes_its_classes_and_seed_from_the_rest(arm, tiny_qwen, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -54,7 +72,7 @@ def test_every_accelerator_parses_over_a_condition(accelerator, tiny_qwen):
     assert cli.config.trainer.accelerator == accelerator
 
 
-@pytest.mark.parametrize(("file", "conditions"), [("experiment", 16), ("demo", 5)])
+@pytest.mark.parametrize(("file", "conditions"), [("experiment", 16), ("demo", 5), ("study", 4 * 22 * 5)])
 def test_every_experiment_is_a_grid_of_known_conditions(file, conditions):
     options = parse_options(["-c", str(CONFIGS / f"{file}.yaml")])
     assert len(build_conditions(options, experiment_folder(options))) == conditions

@@ -1,0 +1,48 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from lightning.pytorch import LightningModule, Trainer
+
+from datamodules import Docstrings
+from modules.classifier import SHARED_FEATURES
+from modules.shared_gradient import SharedGradientMasking
+
+
+@pytest.fixture
+def docstrings(tiny_qwen: str, data_cache: Path) -> Callable[..., Docstrings]:
+    """Makes datamodules of 50 rows a split."""
+
+    def make(**options: object) -> Docstrings:
+        sizes = {f"{split}_size": 50 for split in ("head_init", "train", "dev", "eval")}
+        return Docstrings(tokenizer=tiny_qwen, cache_dir=data_cache, **{**sizes, **options})
+
+    return make
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Callable[..., Trainer]:
+    """Makes Trainers that leave nothing but what a module itself writes, in an empty folder."""
+    quiet = {name: False for name in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")}
+    return lambda **options: Trainer(accelerator="cpu", default_root_dir=tmp_path, **{**quiet, "num_sanity_val_steps": 0, **options})
+
+
+@pytest.fixture(autouse=True)
+def nothing_shared() -> None:
+    """Begins each test as a new process would."""
+    SHARED_FEATURES.clear()
+    SharedGradientMasking.forget()
+
+
+@pytest.fixture
+def backbone_calls() -> Callable[[LightningModule], list[int]]:
+    """Counts, in the list that it returns, the rows of each call of a module's backbone."""
+
+    def count(module: LightningModule) -> list[int]:
+        calls: list[int] = []
+        module.backbone.register_forward_pre_hook(
+            lambda _, args, kwargs: calls.append(len(kwargs["input_ids"])), with_kwargs=True
+        )
+        return calls
+
+    return count
