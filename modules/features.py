@@ -1,4 +1,4 @@
-"""What a frozen backbone makes of a split: computed once, and shared by the arms that have the same backbone and rows."""
+"""What a frozen backbone makes of a split: computed once, shared by arms with the same backbone and rows."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable

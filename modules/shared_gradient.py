@@ -56,8 +56,9 @@ def gradient_key(module: Any, candidates: Mapping[str, nn.Parameter], calibratio
         calibration: What it is taken over.
     """
     first = next(iter(candidates.values()))
-    how = (module.trainer.precision, first.device, first.dtype, calibration.micro_batch_size, calibration.processes.count)
-    digest = hashlib.sha256(f"{module.backbone_fingerprint} {how} {list(candidates)}".encode())
+    arithmetic = (module.trainer.precision, first.device, first.dtype)
+    groups = (calibration.micro_batch_size, calibration.processes.count)
+    digest = hashlib.sha256(f"{module.backbone_fingerprint} {arithmetic} {groups} {list(candidates)}".encode())
     tensors = [*module.head.parameters(), *(tensor for batch in calibration.batches for tensor in batch.data.values())]
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)}".encode())

@@ -103,9 +103,9 @@ class RunSweep(Callback):
             )
             total = len(module.fractions) * len(module.tails) * len(module.scores)
             bar = trainer.progress_bar_callback is not None
-            points = list(tqdm(points, "Sweep", total, unit="mask", leave=False, disable=not bar))
+            found = list(tqdm(points, "Sweep", total, unit="mask", leave=False, disable=not bar))
         module.train()
-        module.sweep = sweep_record(snapshot.loss, unmasked, points)
+        module.sweep = sweep_record(snapshot.loss, unmasked, found)
 
 
 @torch.no_grad()

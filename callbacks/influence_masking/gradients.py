@@ -67,9 +67,7 @@ class MeanGradient:
     micro_batch_size: int
 
 
-def take_gradient(
-    module: nn.Module, candidates: Mapping[str, nn.Parameter], calibration: Calibration
-) -> MeanGradient:
+def take_gradient(module: nn.Module, candidates: Mapping[str, nn.Parameter], calibration: Calibration) -> MeanGradient:
     """Returns `mean_gradient` in evaluation mode, and leaves the module as it was."""
     with calibrating(module, candidates):
         return mean_gradient(candidates, calibration)

@@ -20,7 +20,7 @@ COLOURS = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#F
 
 
 def load_results(experiment: Path) -> pd.DataFrame:
-    """One row a complete condition of `<outputs>/<experiment>`, in the order of dataset, arm and seed.
+    """One row a complete condition of `<outputs>/<experiment>`, in the order of dataset, arm and seed; no sweeps.
 
     Raises:
         UsageError: If the folder holds no complete condition.
@@ -35,7 +35,8 @@ def load_results(experiment: Path) -> pd.DataFrame:
     missing = [str(file) for file, row in zip(files, rows, strict=True) if not {"dataset", "arm", "seed"} <= row.keys()]
     if missing:
         raise UsageError(f"{missing[0]} names no dataset, arm and seed. Delete it and run the condition again.")
-    return pd.DataFrame(rows).sort_values(["dataset", "arm", "seed"], ignore_index=True)
+    results = pd.DataFrame(rows)
+    return results[results["arm"] != "sweep"].sort_values(["dataset", "arm", "seed"], ignore_index=True)
 
 
 def summarise(results: pd.DataFrame) -> pd.DataFrame:

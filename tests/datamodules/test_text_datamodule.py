@@ -295,7 +295,8 @@ def test_a_length_that_the_model_does_not_take_is_an_error(toy_class, tokenizer_
 
 
 def labels_of(loader) -> dict[int, int]:
-    return {row: label for batch in loader for row, label in zip(*(batch[k].tolist() for k in ("row", "labels")), strict=True)}
+    pairs = [zip(batch["row"].tolist(), batch["labels"].tolist(), strict=True) for batch in loader]
+    return {row: label for pair in pairs for row, label in pair}
 
 
 def test_shuffled_calibration_labels_are_the_same_labels_on_other_texts(make_toy):

@@ -115,6 +115,7 @@ def controls(study, study_words, tmp_path_factory) -> Path:
     done = run_influence(*study_words, "--arms", *ARMS, *CONTROLS, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "10 conditions, 5 of them complete" in done.stdout
+    assert {row[1] for row in table_of(done.stdout)[1:]} == {*ARMS, *CONTROLS} - {"sweep"}
     return folder / "outputs" / study.name
 
 
@@ -141,9 +142,8 @@ def test_masking_arms_of_an_experiment_take_one_gradient(controls):
 
 
 def test_a_matched_control_masks_as_many_of_each_tensor(controls):
-    informed, control = (
-        Mask.load(controls / "docstrings" / arm / "seed0" / "mask.safetensors") for arm in ("influence", "random_matched")
-    )
+    paths = [controls / "docstrings" / arm / "seed0" / "mask.safetensors" for arm in ("influence", "random_matched")]
+    informed, control = map(Mask.load, paths)
     assert informed.digest != control.digest
     for name in informed.shapes:
         assert informed.flags(name).sum() == control.flags(name).sum()

@@ -32,7 +32,8 @@ def test_the_study_holds_every_arm_and_each_mask_with_its_head():
 
 @pytest.mark.parametrize("arm", [arm for arm in ARMS if arm.endswith("_head")])
 def test_a_head_is_tuned_under_the_mask_of_the_arm_that_it_is_named_after(arm):
-    alone, tuned = (yaml.safe_load((CONFIGS / "arms" / f"{a}.yaml").read_text()) for a in (arm.removesuffix("_head"), arm))
+    files = [CONFIGS / "arms" / f"{name}.yaml" for name in (arm.removesuffix("_head"), arm)]
+    alone, tuned = (yaml.safe_load(file.read_text()) for file in files)
     options = [one["model"]["init_args"] for one in (alone, tuned)]
     for key in ("fraction", "score", "tail"):
         assert options[0][key] == options[1][key]

@@ -23,8 +23,11 @@ def docstrings(tiny_qwen: str, data_cache: Path) -> Callable[..., Docstrings]:
 @pytest.fixture
 def trainer(tmp_path: Path) -> Callable[..., Trainer]:
     """Makes Trainers that leave nothing but what a module itself writes, in an empty folder."""
-    quiet = {name: False for name in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")}
-    return lambda **options: Trainer(accelerator="cpu", default_root_dir=tmp_path, **{**quiet, "num_sanity_val_steps": 0, **options})
+    quiet: dict = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
+    quiet |= {"num_sanity_val_steps": 0, "accelerator": "cpu", "default_root_dir": tmp_path}
+    return lambda **options: Trainer(**(quiet | options))
 
 
 @pytest.fixture(autouse=True)

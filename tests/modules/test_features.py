@@ -50,7 +50,7 @@ def test_sharing_does_not_change_a_bit(tiny_qwen, docstrings, trainer):
 def test_evaluation_is_that_of_the_whole_model_to_the_bit(tiny_qwen, docstrings, trainer, monkeypatch):
     data, module, found = docstrings(), baseline(tiny_qwen), []
     step = Baseline.validation_step
-    monkeypatch.setattr(Baseline, "validation_step", lambda self, batch, batch_idx: found.append(step(self, batch, batch_idx)))
+    monkeypatch.setattr(Baseline, "validation_step", lambda self, batch, batch_idx: found.append(step(self, batch, 0)))
     trainer().validate(module, datamodule=data, verbose=False)
     module.eval()
     for batch, output in zip(data.ordered_dataloader("eval"), found, strict=True):
