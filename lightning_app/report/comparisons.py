@@ -119,14 +119,20 @@ def make_command(experiment: Path, group: pd.DataFrame, arms: list[str], overwri
     words += [] if name == f"experiment-{Path(backbone).name}" else ["--name", name]
     words += ["--datasets", str(group["dataset"].iloc[0]), "--arms", *arms]
     words += ["--seeds", *map(str, sorted(group["seed"].unique()))]
-    settings = _settings(group["folder"].iloc[0], quick)
+    settings = _settings(group, quick)
     words += (["--set", *settings] if settings else []) + ["--quick"] * quick + ["--overwrite"] * overwrite
     return shlex.join(words)
 
 
-def _settings(folder: Path, quick: bool) -> list[str]:
-    """What `--set` had changed for the first arm, the baseline where there is one."""
+def _settings(group: pd.DataFrame, quick: bool) -> list[str]:
+    """What `--set` had changed: for all arms, or for the first alone, the baseline where there is one."""
+    first, *others = [_overrides(folder) for folder in group["folder"]]
+    arm = group["arm"].iloc[0]
+    words = [word if all(word in other for other in others) else f"{arm}:{word}" for word in first]
+    return [word for word in words if not (quick and word.partition("=")[0].endswith("_size"))]
+
+
+def _overrides(folder: Path) -> list[str]:
     file = folder / "condition.json"
     words = read_json(file).get("settings", {}).get("overrides", []) if file.is_file() else []
-    settings = [word.removeprefix("--") for word in words if not word.startswith("--model.backbone=")]
-    return [word for word in settings if not (quick and word.partition("=")[0].endswith("_size"))]
+    return [word.removeprefix("--") for word in words if not word.startswith("--model.backbone=")]

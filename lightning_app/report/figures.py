@@ -8,15 +8,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullLocator, SymmetricalLogLocator
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, SymmetricalLogLocator
 
 from lightning_app.report.comparisons import is_declared
 from lightning_app.report.masks import short_names
 from lightning_app.report.names import COLOURS, look
 from lightning_app.statistics import BASELINE, MARGIN, VERDICT_METRIC, Difference
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 9,
     "axes.spines.top": False,
@@ -42,9 +43,11 @@ def distinct(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
-def panels(rows: int, columns: int, width: float, height: float, **kwargs: Any) -> tuple[Figure, np.ndarray]:
-    """A figure (inches) and its axes [rows, columns]."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+def panels(
+    rows: int, columns: int, width: float, height: float, space: float = 0.02, **kwargs: Any
+) -> tuple[Figure, np.ndarray]:
+    """A figure (inches) and its axes [rows, columns], with `space` of a panel's width between them."""
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=space))
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 
 
@@ -59,7 +62,7 @@ def draw_scores(summary: pd.DataFrame) -> Figure:
     """Accuracy and macro-F1: an arm a row, a dataset a column, with intervals over seeds."""
     datasets, arms = distinct(summary["dataset"]), distinct(summary["arm"])
     size = (1.8 + 2.2 * max(len(datasets), 2), 1 + 0.38 * len(arms) + 0.6)
-    figure, axes = panels(2, len(datasets), *size, sharey=True, sharex="col")
+    figure, axes = panels(2, len(datasets), *size, space=0.08, sharey=True, sharex="col")
     for line, metric, title in zip(axes, ("accuracy", "macro_f1"), ("Accuracy, %", "Macro-F1, %"), strict=True):
         for axis, dataset in zip(line, datasets, strict=True):
             _draw_score(axis, summary[summary["dataset"] == dataset], arms, metric)
@@ -117,7 +120,7 @@ def _pair_name(one: Difference) -> str:
     return one.arm if one.reference == BASELINE else f"{one.arm} - {one.reference}"
 
 
-def _dot(colour: str, marker: str, label: str, edge: str | None = None, line: str = "none") -> Line2D:
+def _dot(colour: str, marker: str, label: str, edge: str | None = None, line: Any = "none") -> Line2D:
     return Line2D(
         [], [], color=colour, marker=marker, linestyle=line, label=plain(label), markeredgecolor=edge or colour
     )
@@ -137,7 +140,7 @@ def draw_predictions(points: pd.DataFrame) -> Figure:
     for axis, dataset in zip(axes[0], datasets, strict=True):
         for scale, ticks in ((axis.set_xscale, axis.xaxis), (axis.set_yscale, axis.yaxis)):
             scale("symlog", linthresh=threshold)
-            ticks.set_major_locator(_few_ticks(threshold))
+            ticks.set_major_locator(FixedLocator(_symmetric_ticks(threshold, float(changes.max(initial=1)))))
             ticks.set_minor_locator(NullLocator())
         axis.axline((0, 0), (1, 1), color="grey", linewidth=0.8, linestyle=":")
         axis.axhline(0, color="grey", linewidth=0.5)
@@ -147,15 +150,17 @@ def draw_predictions(points: pd.DataFrame) -> Figure:
             axis.plot(
                 path["predicted_change"], path["measured_change"], color=TAILS[tail], **_score_look(points, score)
             )
-        axis.set(title=plain(dataset), xlabel="predicted change, nats", ylabel="measured change, nats")
+        axis.set(title=plain(dataset), xlabel="predicted change, nats")
+    axes[0, 0].set_ylabel("measured change, nats")
     _tail_legend(figure, points)
     return figure
 
 
-def _few_ticks(threshold: float) -> SymmetricalLogLocator:
-    locator = SymmetricalLogLocator(base=10, linthresh=threshold, subs=[1])
-    locator.set_params(numticks=7)
-    return locator
+def _symmetric_ticks(threshold: float, largest: float) -> list[float]:
+    """0 and at most three powers of ten on each side of it, none close to the threshold."""
+    low, high = round(math.log10(threshold)), math.floor(math.log10(largest))
+    powers = [10.0**exponent for exponent in range(high, low, -max(1, math.ceil((high - low) / 3)))]
+    return [*(-power for power in powers), 0.0, *reversed(powers)]
 
 
 def _by_line(points: pd.DataFrame, dataset: str) -> Any:
@@ -189,8 +194,8 @@ def draw_doses(points: pd.DataFrame) -> Figure:
                 path = group.sort_values("fraction")
                 axis.axhline(scale * path[f"unmasked_{column}"].iloc[0], color="black", linestyle=":", linewidth=0.8)
                 axis.plot(path["fraction"], scale * path[column], color=TAILS[tail], **_score_look(points, score))
-            axis.set(xscale="log", ylabel=title)
-        line[0].figure.align_ylabels()
+            axis.set_xscale("log")
+        line[0].set_ylabel(title)
     for top, bottom, dataset in zip(axes[0], axes[1], datasets, strict=True):
         top.set_title(plain(dataset))
         bottom.set_xlabel("share of the candidates masked")
@@ -203,7 +208,10 @@ def draw_mask(shares: pd.DataFrame) -> Figure:
     arms, layers = distinct(shares["arm"]), distinct(shares["layer"])
     projections, columns = distinct(shares["projection"]), min(len(arms), 5)
     rows = math.ceil(len(arms) / columns)
-    size = (1.6 + (0.5 + 0.16 * len(projections)) * columns, rows * (1.2 + 0.13 * len(layers)))
+    names = short_names(projections)
+    below = 0.065 * max(map(len, names))
+    height = rows * (0.4 + below + max(0.13 * len(layers), 1.2))
+    size = (1.6 + (0.5 + 0.16 * len(projections)) * columns, height)
     figure, axes = panels(rows, columns, *size, sharex=True, sharey=True)
     top = max(100 * shares["share"].max(), 1e-9)
     for axis in axes.flat[len(arms) :]:
@@ -211,15 +219,15 @@ def draw_mask(shares: pd.DataFrame) -> Figure:
     for axis, arm in zip(axes.flat, arms, strict=False):
         grid = shares[shares["arm"] == arm].pivot(index="layer", columns="projection", values="share")
         image = axis.pcolormesh(100 * grid.reindex(layers, columns=projections), vmin=0, vmax=top, cmap="viridis")
-        axis.set_xticks(np.arange(len(projections)) + 0.5, short_names(projections), rotation=90, fontsize=6)
+        axis.set_xticks(np.arange(len(projections)) + 0.5, names, rotation=90, fontsize=6)
         axis.set_yticks(np.arange(len(layers)) + 0.5, [name.rpartition(".")[2] for name in layers], fontsize=6)
-        axis.set_title(plain(arm), fontsize=8, color=look(arm).colour)
+        axis.set_title(plain(arm), fontsize=8)
         axis.grid(visible=False)
         axis.tick_params(length=0, labelbottom=True)
     axes[0, 0].invert_yaxis()
     for line in axes:
         line[0].set_ylabel("layer")
-    figure.colorbar(image, ax=list(axes.flat[: len(arms)]), label="masked, % of the candidates", shrink=0.8, aspect=30)
+    figure.colorbar(image, ax=list(axes.flat[: len(arms)]), label="masked, %", aspect=30)
     return figure
 
 
@@ -234,21 +242,20 @@ def draw_arm_overlaps(found: pd.DataFrame) -> Figure:
     for axis in axes.flat[len(datasets) :]:
         axis.remove()
     for axis, dataset in zip(axes.flat, datasets, strict=False):
-        _draw_triangle(axis, found[found["dataset"] == dataset], arms)
+        _draw_triangle(axis, found[found["dataset"] == dataset], arms, top=max(found["jaccard"].max(), 0.01))
         axis.set_title(plain(dataset))
     return figure
 
 
-def _draw_triangle(axis: Axes, found: pd.DataFrame, arms: list[str]) -> None:
+def _draw_triangle(axis: Axes, found: pd.DataFrame, arms: list[str], top: float) -> None:
     grid = np.full((len(arms), len(arms)), np.nan)
     for row in found.itertuples():
         grid[arms.index(row.other), arms.index(row.one)] = row.jaccard
-    axis.imshow(grid, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+    axis.imshow(grid, vmin=0, vmax=top, cmap="Blues", interpolation="nearest")
     for (y, x), value in np.ndenumerate(grid):
         if not np.isnan(value):
-            axis.text(
-                x, y, f"{value:.2f}", ha="center", va="center", fontsize=6.5, color="white" if value > 0.6 else "black"
-            )
+            colour = "white" if value > 0.6 * top else "black"
+            axis.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=6.5, color=colour)
     axis.set_xticks(range(len(arms)), map(plain, arms), rotation=90)
     axis.set_yticks(range(len(arms)), map(plain, arms))
     axis.set(xlim=(-0.5, len(arms) - 1.5), ylim=(len(arms) - 0.5, 0.5))
@@ -280,22 +287,21 @@ def draw_curves(curves: pd.DataFrame) -> Figure:
             here = curves[(curves["dataset"] == dataset) & (curves["curve"] == curve)]
             for (arm, _), points in here.groupby(["arm", "seed"], sort=False):
                 _draw_curve(axis, arm, points.sort_values("step"))
-            axis.set(xscale="log", ylabel=title)
-            if curve == "dev accuracy":
-                axis.set_title(plain(dataset))
-            else:
-                axis.set_xlabel("optimisation steps")
-    figure.legend(handles=[_dot(*look(arm)[:2], arm, line=look(arm).line) for arm in arms], loc="outside right upper")
+            axis.set_xscale("log")
+        line[0].set_ylabel(title)
+    for top, bottom, dataset in zip(axes[0], axes[1], datasets, strict=True):
+        top.set_title(plain(dataset))
+        bottom.set_xlabel("optimisation steps")
+    handles = [_dot(*look(arm)[:2], arm, line=look(arm).line) for arm in arms]
+    figure.legend(handles=handles, loc="outside right upper", handlelength=4)
     return figure
 
 
 def _draw_curve(axis: Axes, arm: str, points: pd.DataFrame) -> None:
     style, is_loss = look(arm), points["curve"].iloc[0] == "training loss"
     values = points["value"].rolling(5, min_periods=1).mean() if is_loss else 100 * points["value"]
-    marker = "" if is_loss and len(points) > 1 else style.marker
-    axis.plot(
-        points["step"] + 1, values, style.line, color=style.colour, marker=marker, markersize=3, linewidth=1, alpha=0.8
-    )
+    marker = style.marker if len(points) == 1 else ""
+    axis.plot(points["step"] + 1, values, style.line, color=style.colour, marker=marker, markersize=4, linewidth=0.9)
 
 
 COSTS = {"trainable_parameters": "trained weights", "fit_seconds": "fit, s", "peak_memory_bytes": "peak memory, GiB"}
@@ -304,21 +310,34 @@ COSTS = {"trainable_parameters": "trained weights", "fit_seconds": "fit, s", "pe
 def draw_costs(summary: pd.DataFrame) -> Figure:
     """Accuracy against trained weights, seconds and memory: a dataset a row."""
     datasets, arms = distinct(summary["dataset"]), distinct(summary["arm"])
-    height = max(0.5 + 2 * len(datasets), 0.8 + 0.17 * len(arms))
+    height = max(0.8 + 2 * len(datasets), 0.8 + 0.17 * len(arms))
     figure, axes = panels(len(datasets), len(COSTS), 9.5, height, sharex="col", sharey="row")
     for line, dataset in zip(axes, datasets, strict=True):
-        for axis, (column, title) in zip(line, COSTS.items(), strict=True):
-            for row in summary[summary["dataset"] == dataset].itertuples():
-                cost = getattr(row, column) / (2**30 if column == "peak_memory_bytes" else 1)
-                style = look(row.arm)
-                axis.plot(cost, 100 * row.accuracy, style.marker, color=style.colour, markersize=5)
-            if column == "trainable_parameters":
-                axis.set_xscale("symlog", linthresh=100)
-                axis.xaxis.set_major_locator(_few_ticks(100))
-            elif column == "fit_seconds":
-                axis.set_xscale("log")
-            axis.xaxis.set_minor_locator(NullLocator())
-            axis.set_xlabel(title if line is axes[-1] else "")
+        rows = summary[summary["dataset"] == dataset]
+        for axis, cost in zip(line, COSTS, strict=True):
+            _draw_cost(axis, rows, cost)
         line[0].set_ylabel(f"{plain(dataset)}\naccuracy, %")
+    for axis, (cost, title) in zip(axes[-1], COSTS.items(), strict=True):
+        _scale_cost(axis, cost)
+        axis.set_xlabel(title)
     figure.legend(handles=[_dot(*look(arm)[:2], arm) for arm in arms], loc="outside right upper")
     return figure
+
+
+def _draw_cost(axis: Axes, rows: pd.DataFrame, cost: str) -> None:
+    unit = 2**30 if cost == "peak_memory_bytes" else 1
+    for arm, value, accuracy in zip(rows["arm"], rows[cost] / unit, 100 * rows["accuracy"], strict=True):
+        style = look(arm)
+        axis.plot(value, accuracy, style.marker, color=style.colour, markersize=5)
+
+
+def _scale_cost(axis: Axes, cost: str) -> None:
+    """Logarithms for weights, of which there may be none, and for seconds."""
+    if cost == "trainable_parameters":
+        axis.set_xscale("symlog", linthresh=100)
+        axis.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=100, subs=[1]))
+    elif cost == "fit_seconds":
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_locator(NullLocator())

@@ -50,7 +50,7 @@ def overlaps(masks: pd.DataFrame) -> pd.DataFrame:
         Columns `between` (arms, seeds, datasets), `dataset` (empty between datasets), `one`, `other`, `intersection`,
         `union`, `jaccard` and `chance`.
     """
-    informed, rows = masks[masks["arm"] == ARM], []
+    informed, rows = masks[masks["arm"] == ARM], list[dict[str, Any]]()
     for dataset, group in first_seed(masks).groupby("dataset", sort=False):
         rows += _pairs("arms", dataset, group["arm"], group["path"])
     for dataset, group in informed.groupby("dataset", sort=False):

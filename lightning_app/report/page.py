@@ -95,7 +95,7 @@ def _write_table(folder: Path, table: Table) -> None:
 
 def _write_picture(folder: Path, picture: Picture) -> Markup:
     """Writes the files; returns the picture as an element of a page."""
-    picture.figure.canvas.draw()
+    picture.figure.draw_without_rendering()
     picture.figure.set_layout_engine("none")  # it is laid out: the three files need not do it again
     files = {kind: picture.encode(kind) for kind in ("svg", "pdf", "png")}
     for kind, content in files.items():

@@ -304,8 +304,8 @@ def _made_with(study: Study) -> Table:
     known = [
         name for name in ("backbone", "backbone_fingerprint", "device", "precision", "early_stop_on") if name in results
     ]
-    values = [(name.replace("_", " "), value) for name in known for value in results[name]]
+    values = [(name.replace("_", " "), str(value)[:24]) for name in known for value in results[name]]
     values += [item for versions in results.get("versions", pd.Series()).dropna() for item in versions.items()]
     counted = pd.Series(values).value_counts(sort=False)
-    rows = [{"what": what, "value": str(value), "conditions": number} for (what, value), number in counted.items()]
+    rows = [{"what": what, "value": value, "conditions": number} for (what, value), number in counted.items()]
     return Table("made_with", "Made with", pd.DataFrame(rows))

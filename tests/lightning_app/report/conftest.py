@@ -108,7 +108,7 @@ def experiment(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write() -> type:
     """The writers of this file."""
 

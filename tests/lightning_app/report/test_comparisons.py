@@ -70,14 +70,17 @@ def test_a_missing_control_is_named_with_the_command_that_runs_it(tmp_path, writ
 
 def test_the_command_repeats_the_settings_of_what_is_there(tmp_path, write):
     folder = write.study(tmp_path / "experiment-backbone-quick", seeds=1, baseline=0.75)
-    overrides = ["--model.backbone=some/backbone", "--data.eval_size=50", "--data.max_length=48"]
-    write_json(folder / "sst2" / "baseline" / "seed0" / "condition.json", {"settings": {"overrides": overrides}})
+    write.condition(folder, "sst2", "lora", 0, 0.8)
+    shared = ["--model.backbone=some/backbone", "--data.eval_size=50", "--data.max_length=48"]
+    for arm, own in (("baseline", "--model.learning_rate=0.1"), ("lora", "--model.rank=4")):
+        settings = {"settings": {"overrides": [*shared, own]}}
+        write_json(folder / "sst2" / arm / "seed0" / "condition.json", settings)
     assert (
         compared(folder)
         .gaps["sst2"]
         .endswith(
             "`influence experiment --backbone some/backbone --datasets sst2 --arms influence random_matched --seeds 0 "
-            "--set data.max_length=48 --quick`"
+            "--set data.max_length=48 baseline:model.learning_rate=0.1 --quick`"
         )
     )
 

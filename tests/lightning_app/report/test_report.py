@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from lightning_app.errors import UsageError
 from lightning_app.report import comparison_table, latest_experiment, load_results, write_report
@@ -24,12 +25,12 @@ class Outline(HTMLParser):
         self.ids += [value for name, value in attrs if name == "id"]
 
 
-@pytest.fixture
-def full(tmp_path: Path, write) -> Path:
-    """An experiment that has something for every section."""
-    import torch
-
-    folder = write.study(tmp_path / "outputs" / "study", baseline=0.75, influence=0.52, random_matched=0.73)
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory, write) -> Path:
+    """An experiment that has something for every section, and its report."""
+    folder = write.study(
+        tmp_path_factory.mktemp("outputs") / "study", baseline=0.75, influence=0.52, random_matched=0.73
+    )
     for arm, first in (("influence", 0), ("random_matched", 2)):
         for seed in range(3):
             flags = torch.arange(64).reshape(8, 8) % 8 < 4
@@ -42,6 +43,7 @@ def full(tmp_path: Path, write) -> Path:
     curves = {"val__accuracy": {9: 0.6, 19: 0.7}, "train__loss": {5: 0.6, 15: 0.5}}
     write.curves(folder / "sst2" / "baseline" / "seed0", **curves)
     write.sweep(folder, "sst2")
+    write_report(folder)
     return folder
 
 
@@ -57,7 +59,6 @@ def test_the_report_holds_table_picture_and_protocol(experiment):
 
 
 def test_a_full_report_has_every_section_and_each_table_and_figure_in_all_its_forms(full):
-    write_report(full)
     page, outline = (full / "report.md").read_text(), Outline((full / "report.html").read_text())
     titles = [line[3:] for line in page.splitlines() if line.startswith("## ")]
     assert titles == [
@@ -85,7 +86,6 @@ def test_a_full_report_has_every_section_and_each_table_and_figure_in_all_its_fo
 
 
 def test_the_page_refers_to_nothing_outside_itself(full):
-    write_report(full)
     page = (full / "report.html").read_text()
     outline = Outline(page)
     assert all(reference.startswith(("#", "data:")) for reference in outline.references)
@@ -95,7 +95,6 @@ def test_the_page_refers_to_nothing_outside_itself(full):
 
 
 def test_the_same_results_give_the_same_files(full):
-    write_report(full)
     written = [full / "report.html", full / "report.md", *full.glob("tables/*"), *full.glob("figures/*")]
     before = {path: path.read_bytes() for path in written}
     write_report(full)
@@ -135,7 +134,6 @@ def test_a_verdict_is_on_the_page_and_in_the_terminal(accuracy, verdict, reason,
 
 
 def test_the_answer_says_what_was_predicted_what_was_measured_and_what_is_not_shown(full):
-    write_report(full)
     page = (full / "report.md").read_text()
     assert "predicted to raise the training loss (+8.90 nats a sample) and raised it (+1.10)" in page
     assert "one study of some/backbone on sst2, masks of 50 % of the candidates and 3 seeds an arm" in page
