@@ -47,7 +47,7 @@ def panels(
     rows: int, columns: int, width: float, height: float, space: float = 0.02, **kwargs: Any
 ) -> tuple[Figure, np.ndarray]:
     """A figure (inches) and its axes [rows, columns], with `space` of a panel's width between them."""
-    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=space))
+    figure = Figure(figsize=(width, height), dpi=150, layout=ConstrainedLayoutEngine(wspace=space))
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 
 

@@ -58,14 +58,16 @@ def read_evaluations(folders: Iterable[Path]) -> tuple[list[Evaluation], list[st
     found, left_out = [], []
     for folder in folders:
         if not (folder / PREDICTIONS_FILE).is_file():
-            left_out.append(f"{'/'.join(folder.parts[-3:])} has no {PREDICTIONS_FILE}: it is left out of what follows.")
+            left_out.append(
+                f"{'/'.join(folder.parts[-3:])} has no {PREDICTIONS_FILE}: it is left out of the statistics."
+            )
             continue
         try:
             found.append(read_evaluation(folder))
         except UsageError as error:
             if "diverged" not in str(error):
                 raise
-            left_out.append(f"{error} It is left out of what follows.")
+            left_out.append(f"{error} It is left out of the statistics.")
     return found, left_out
 
 

@@ -46,10 +46,10 @@ class Picture:
     figure: Figure
 
     def encode(self, kind: str) -> bytes:
-        """The picture as `svg`, `pdf` or `png`; without a date, so that the same picture is the same file."""
+        """The picture as `svg`, `pdf` or `png`; the same picture is the same file."""
         buffer = io.BytesIO()
-        undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-        self.figure.savefig(buffer, format=kind, dpi=150, metadata=undated.get(kind))
+        undated = {"svg": dict.fromkeys(("Date", "Creator", "Format", "Type")), "pdf": {"CreationDate": None}}
+        self.figure.savefig(buffer, format=kind, metadata=undated.get(kind))
         return buffer.getvalue()
 
 

@@ -96,7 +96,7 @@ def test_arms_without_a_common_seed_have_no_verdict(tmp_path, write):
 def test_a_condition_without_predictions_is_said_and_left_out(study):
     (study / "sst2" / "lora" / "seed1" / "predictions.parquet").unlink()
     comparison = compared(study)
-    assert comparison.left_out == ["sst2/lora/seed1 has no predictions.parquet: it is left out of what follows."]
+    assert comparison.left_out == ["sst2/lora/seed1 has no predictions.parquet: it is left out of the statistics."]
     assert {one.seeds for one in comparison.found if one.arm == "lora"} == {(0, 2)}
     write_report(study)
     assert "sst2/lora/seed1 has no predictions.parquet" in (study / "report.html").read_text()

@@ -1,3 +1,4 @@
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -91,6 +92,7 @@ def test_the_page_refers_to_nothing_outside_itself(full):
     assert all(reference.startswith(("#", "data:")) for reference in outline.references)
     assert not {"script", "link", "img", "iframe", "object"} & set(outline.tags)
     assert "@import" not in page
+    assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
     assert page.count("url(") == page.count("url(#")
 
 
