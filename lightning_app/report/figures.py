@@ -133,7 +133,7 @@ def _band() -> Line2D:
 def draw_predictions(points: pd.DataFrame) -> Figure:
     """Predicted against measured change of the loss, each mask of a sweep a point, on symmetric-log axes."""
     datasets = distinct(points["dataset"])
-    figure, axes = panels(1, len(datasets), 0.6 + 2.7 * len(datasets), 3.2)
+    figure, axes = panels(1, len(datasets), max(0.6 + 2.7 * len(datasets), 5), 3.2)
     changes = points[["predicted_change", "measured_change"]].abs().to_numpy()
     smallest = float(changes[changes > 0].min(initial=1))
     threshold = 10.0 ** max(math.floor(math.log10(smallest)), -6)
@@ -185,7 +185,7 @@ def _tail_legend(figure: Figure, points: pd.DataFrame) -> None:
 def draw_doses(points: pd.DataFrame) -> Figure:
     """Dev accuracy and NLL against the fraction masked; dotted without a mask."""
     datasets = distinct(points["dataset"])
-    figure, axes = panels(2, len(datasets), 0.6 + 2.7 * len(datasets), 4.6, sharex=True)
+    figure, axes = panels(2, len(datasets), max(0.6 + 2.7 * len(datasets), 5), 4.6, sharex=True)
     for line, column, title, scale in zip(
         axes, ("accuracy", "nll"), ("dev accuracy, %", "dev NLL, nats"), (100, 1), strict=True
     ):
@@ -292,6 +292,7 @@ def draw_curves(curves: pd.DataFrame) -> Figure:
     for top, bottom, dataset in zip(axes[0], axes[1], datasets, strict=True):
         top.set_title(plain(dataset))
         bottom.set_xlabel("optimisation steps")
+        _log_axis(bottom)
     handles = [_dot(*look(arm)[:2], arm, line=look(arm).line) for arm in arms]
     figure.legend(handles=handles, loc="outside right upper", handlelength=4)
     return figure
@@ -336,8 +337,15 @@ def _scale_cost(axis: Axes, cost: str) -> None:
     if cost == "trainable_parameters":
         axis.set_xscale("symlog", linthresh=100)
         axis.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=100, subs=[1]))
+        axis.xaxis.set_minor_locator(NullLocator())
     elif cost == "fit_seconds":
-        axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter("{x:g}")
+        _log_axis(axis)
+
+
+def _log_axis(axis: Axes) -> None:
+    """A logarithmic x axis with a few plain numbers below it."""
+    axis.set_xscale("log")
+    low, high = axis.get_xlim()
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
+    axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_locator(NullLocator())

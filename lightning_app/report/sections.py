@@ -94,15 +94,16 @@ def reading(results: pd.DataFrame) -> list[str]:
 
 def verdict_lines(comparison: Comparison) -> list[str]:
     """A sentence a dataset that has a verdict."""
-    return [f"{one.dataset}: {WORDS[one.outcome]}. {one.reason}" for one in comparison.verdicts]
+    return [f"{one.dataset}: {WORDS[one.outcome]}; {one.reason}" for one in comparison.verdicts]
 
 
 def answer(study: Study) -> str:
     """The study in one paragraph: verdicts, prediction against measurement, and what is not shown."""
     comparison = study.comparison
     said = [
-        f"On {one.dataset} {WORDS[one.outcome]}: influence scores {100 * one.baseline.estimate:+.1f} points beside the "
-        f"baseline and {100 * one.control.estimate:+.1f} beside as many weights drawn at random."
+        f"On {one.dataset} the verdict is that {WORDS[one.outcome]}: influence scores "
+        f"{100 * one.baseline.estimate:+.1f} points beside the baseline and {100 * one.control.estimate:+.1f} beside as "
+        "many weights drawn at random."
         for one in comparison.verdicts
     ]
     if comparison.gaps:

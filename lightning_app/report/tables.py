@@ -24,7 +24,7 @@ WORDS = {
     "helps": "masking helps",
     "hurts": "masking hurts",
     "no difference": "masking makes no difference",
-    "cannot tell": "cannot tell whether masking helps",
+    "cannot tell": "it cannot be told whether masking helps",
 }
 
 

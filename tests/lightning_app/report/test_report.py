@@ -126,12 +126,15 @@ def test_what_comes_from_the_data_is_escaped(tmp_path, write):
 def test_a_verdict_is_on_the_page_and_in_the_terminal(accuracy, verdict, reason, tmp_path, write):
     folder = write.study(tmp_path / "study", baseline=0.70, random_matched=0.69, influence=accuracy)
     terminal = write_report(folder)
-    assert f"* sst2: {verdict}. {reason}" in terminal
+    assert f"* sst2: {verdict}; {reason}" in terminal
     assert terminal.startswith(comparison_table(load_results(folder)))
     assert terminal.endswith(f"Report: {folder / 'report.html'} (and report.md)")
     for name in ("report.html", "report.md"):
         page = (folder / name).read_text()
-        assert f"On sst2 {verdict}: influence scores {100 * accuracy - 70:+.1f} points beside the baseline" in page
+        assert (
+            f"On sst2 the verdict is that {verdict}: influence scores {100 * accuracy - 70:+.1f} points beside the baseline"
+            in page
+        )
         assert reason in page
 
 
