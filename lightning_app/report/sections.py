@@ -102,8 +102,8 @@ def answer(study: Study) -> str:
     comparison = study.comparison
     said = [
         f"On {one.dataset} the verdict is that {WORDS[one.outcome]}: influence scores "
-        f"{100 * one.baseline.estimate:+.1f} points beside the baseline and {100 * one.control.estimate:+.1f} beside as "
-        "many weights drawn at random."
+        f"{100 * one.baseline.estimate:+.1f} points beside the baseline and {100 * one.control.estimate:+.1f} beside "
+        "as many weights drawn at random."
         for one in comparison.verdicts
     ]
     if comparison.gaps:

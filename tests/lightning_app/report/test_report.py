@@ -131,10 +131,8 @@ def test_a_verdict_is_on_the_page_and_in_the_terminal(accuracy, verdict, reason,
     assert terminal.endswith(f"Report: {folder / 'report.html'} (and report.md)")
     for name in ("report.html", "report.md"):
         page = (folder / name).read_text()
-        assert (
-            f"On sst2 the verdict is that {verdict}: influence scores {100 * accuracy - 70:+.1f} points beside the baseline"
-            in page
-        )
+        said = f"On sst2 the verdict is that {verdict}: influence scores {100 * accuracy - 70:+.1f} points beside the"
+        assert said in page
         assert reason in page
 
 
