@@ -33,6 +33,11 @@ def write_text(path: Path, text: str) -> None:
     _write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file atomically."""
+    _write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
 def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

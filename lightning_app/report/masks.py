@@ -1,0 +1,85 @@
+"""Where the masks lie in the model, and how much they have in common. At most two are in memory at a time."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from influence_masking import Mask
+from lightning_app.files import MASK_FILE
+
+ARM = "influence"
+"""Whose masks are compared between seeds and between datasets."""
+
+
+def find_masks(results: pd.DataFrame) -> pd.DataFrame:
+    """The conditions that left a mask, with its `path`; of equal masks of a dataset and seed the first arm stands."""
+    if "mask_digest" not in results:
+        return results.iloc[:0].assign(path=[])
+    found = results[results["mask_digest"].notna()]
+    found = found.assign(path=[folder / MASK_FILE for folder in found["folder"]])
+    found = found[[path.is_file() for path in found["path"]]]
+    return found.drop_duplicates(["dataset", "seed", "mask_digest"])
+
+
+def first_seed(masks: pd.DataFrame) -> pd.DataFrame:
+    """The masks of the lowest seed of each dataset."""
+    return masks[masks["seed"] == masks.groupby("dataset")["seed"].transform("min")]
+
+
+def shares(masks: pd.DataFrame) -> pd.DataFrame:
+    """How many candidates are masked, by layer and projection.
+
+    Returns:
+        Columns `dataset`, `arm`, `seed`, `layer`, `projection`, `masked`, `candidates` and `share`, layers in the
+        order of the model.
+    """
+    rows = [
+        {"dataset": run.dataset, "arm": run.arm, "seed": run.seed} | share._asdict() | {"share": share.fraction}
+        for run in masks.itertuples()
+        for share in Mask.load(run.path).summary()
+    ]
+    return pd.DataFrame(rows)
+
+
+def overlaps(masks: pd.DataFrame) -> pd.DataFrame:
+    """Pairs of masks: of arms within a dataset's first seed; of arm `influence` between seeds, and between datasets.
+
+    Returns:
+        Columns `between` (arms, seeds, datasets), `dataset` (empty between datasets), `one`, `other`, `intersection`,
+        `union`, `jaccard` and `chance`.
+    """
+    informed, rows = masks[masks["arm"] == ARM], list[dict[str, Any]]()
+    for dataset, group in first_seed(masks).groupby("dataset", sort=False):
+        rows += _pairs("arms", dataset, group["arm"], group["path"])
+    for dataset, group in informed.groupby("dataset", sort=False):
+        rows += _pairs("seeds", dataset, "seed " + group["seed"].astype(str), group["path"])
+    group = first_seed(informed)
+    rows += _pairs("datasets", "", group["dataset"], group["path"])
+    columns = ["between", "dataset", "one", "other", "intersection", "union", "jaccard", "chance"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _pairs(between: str, dataset: str, names: pd.Series, paths: pd.Series) -> Iterator[dict[str, Any]]:
+    named: list[tuple[str, Path]] = list(zip(names, paths, strict=True))
+    for index, (one, path) in enumerate(named[:-1]):
+        mask = Mask.load(path)
+        for other, other_path in named[index + 1 :]:
+            other_mask = Mask.load(other_path)
+            if mask.shapes == other_mask.shapes:  # else another backbone, which the page warns of
+                pair = {"between": between, "dataset": dataset, "one": one, "other": other}
+                yield pair | mask.overlap(other_mask)._asdict()
+
+
+def short_names(names: list[str]) -> list[str]:
+    """Names by their last part, or by as many parts as tell them from all others."""
+    return [_short(name, names) for name in names]
+
+
+def _short(name: str, names: list[str]) -> str:
+    starts = [0, *(index + 1 for index, letter in enumerate(name) if letter == ".")]
+    for start in reversed(starts):
+        if sum(f".{other}".endswith(f".{name[start:]}") for other in set(names)) == 1:
+            return name[start:]
+    return name

@@ -1,0 +1,131 @@
+"""A report as sections of sentences, tables and pictures; written as HTML, Markdown, CSV, LaTeX, SVG, PDF and PNG."""
+
+import io
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+
+from lightning_app.files import write_bytes, write_text
+from lightning_app.report.tables import markdown
+
+LONG = 30
+"""Rows from which on a table is folded away in HTML, and may break over pages in LaTeX."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: `shown` in words on the page and in LaTeX, `numbers` as CSV (what is shown, if there are none)."""
+
+    name: str
+    caption: str
+    shown: pd.DataFrame
+    numbers: pd.DataFrame | None = None
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is better folded away."""
+        return len(self.shown) > LONG
+
+    def is_number(self, column: str) -> bool:
+        """Whether a column is set flush right: all that is in it begins like a number."""
+        cells = [str(cell) for cell in self.shown[column] if str(cell)]
+        return all(re.match(r"[<+\-]? ?\d", cell) for cell in cells)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure."""
+
+    name: str
+    caption: str
+    figure: Figure
+
+    def encode(self, kind: str) -> bytes:
+        """The picture as `svg`, `pdf` or `png`; the same picture is the same file."""
+        buffer = io.BytesIO()
+        undated = {"svg": dict.fromkeys(("Date", "Creator", "Format", "Type")), "pdf": {"CreationDate": None}}
+        self.figure.savefig(buffer, format=kind, metadata=undated.get(kind))
+        return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it, in this order. Text between backticks is code."""
+
+    title: str
+    notes: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Page:
+    """A whole report: warnings and the answer on top, then the sections."""
+
+    title: str
+    lead: str
+    warnings: list[str]
+    answer: str
+    sections: list[Section]
+
+
+def write_page(folder: Path, page: Page) -> None:
+    """Writes `report.html`, `report.md`, `tables/` and `figures/`, the pages last."""
+    vectors = {}
+    for section in page.sections:
+        for table in section.tables:
+            _write_table(folder / "tables", table)
+        for picture in section.pictures:
+            vectors[picture.name] = _write_picture(folder / "figures", picture)
+    write_text(folder / "report.md", _environment().get_template("report.md").render(page=page))
+    write_text(folder / "report.html", _environment().get_template("report.html").render(page=page, vectors=vectors))
+
+
+def _write_table(folder: Path, table: Table) -> None:
+    numbers = table.shown if table.numbers is None else table.numbers
+    write_text(folder / f"{table.name}.csv", numbers.to_csv(index=False))
+    latex = table.shown.to_latex(index=False, escape=True, na_rep="", longtable=table.is_long)
+    write_text(folder / f"{table.name}.tex", latex)
+
+
+def _write_picture(folder: Path, picture: Picture) -> Markup:
+    """Writes the files; returns the picture as an element of a page."""
+    picture.figure.draw_without_rendering()
+    picture.figure.set_layout_engine("none")  # it is laid out: the three files need not do it again
+    files = {kind: picture.encode(kind) for kind in ("svg", "pdf", "png")}
+    for kind, content in files.items():
+        write_bytes(folder / f"{picture.name}.{kind}", content)
+    vector = files["svg"].decode()
+    return Markup(vector[vector.index("<svg") :])  # matplotlib has escaped what is text in it
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"code": _code, "md": _markdown_text, "md_table": _markdown_table}
+    return environment
+
+
+def _code(text: str) -> Markup:
+    """Text as HTML, what is between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _markdown_text(text: str) -> str:
+    """Text in which nothing is taken for HTML or for the end of a cell."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+
+
+def _markdown_table(table: pd.DataFrame) -> str:
+    return markdown(table.map(lambda cell: _markdown_text(cell) if isinstance(cell, str) else cell))
