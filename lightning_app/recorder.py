@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from influence_masking import InfluenceMasking
+from lightning_app.dashboard import condition_card
 from lightning_app.files import (
     FIT_FILE,
     MASK_FILE,
@@ -129,28 +130,27 @@ class Recorder(Callback):
             "seed": pl_module.seed,
             "backbone": pl_module.backbone_name,
         }
+        write_parquet(folder / PREDICTIONS_FILE, predictions)
+        record = {
+            **condition,
+            **metrics,
+            "eval_split": datamodule.eval_split_name,
+            "early_stop_on": datamodule.early_stop_on,
+            "split_sizes": datamodule.split_sizes,
+            **fit,
+            "seconds": seconds,
+            "peak_memory_bytes": max(fit.get("fit_peak_memory_bytes", 0), peak_memory(device)),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+            "precision": str(trainer.precision),
+            "versions": {name: version(name) for name in PACKAGES},
+            "dataset_fingerprint": datamodule.fingerprint,
+            "backbone_fingerprint": pl_module.backbone_fingerprint,
+        }
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(condition, {f"eval/{name}": value for name, value in metrics.items()})
-        write_parquet(folder / PREDICTIONS_FILE, predictions)
-        write_json(
-            folder / METRICS_FILE,
-            {
-                **condition,
-                **metrics,
-                "eval_split": datamodule.eval_split_name,
-                "early_stop_on": datamodule.early_stop_on,
-                "split_sizes": datamodule.split_sizes,
-                **fit,
-                "seconds": seconds,
-                "peak_memory_bytes": max(fit.get("fit_peak_memory_bytes", 0), peak_memory(device)),
-                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-                "precision": str(trainer.precision),
-                "versions": {name: version(name) for name in PACKAGES},
-                "dataset_fingerprint": datamodule.fingerprint,
-                "backbone_fingerprint": pl_module.backbone_fingerprint,
-            },
-        )
+                logger.experiment.add_text("condition", condition_card(record))
+        write_json(folder / METRICS_FILE, record)
 
 
 def _masking_record(callback: InfluenceMasking) -> dict[str, Any]:

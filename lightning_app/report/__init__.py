@@ -5,6 +5,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 from matplotlib import rc_context
 
+from lightning_app.dashboard import write_dashboard
 from lightning_app.errors import UsageError
 from lightning_app.files import METRICS_FILE
 from lightning_app.report.figures import STYLE
@@ -17,7 +18,7 @@ __all__ = ["comparison_table", "half_width", "latest_experiment", "load_results"
 
 
 def write_report(folder: Path) -> str:
-    """Writes `report.html`, `report.md`, `tables/` and `figures/` into an experiment's folder.
+    """Writes `report.html`, `report.md`, `tables/`, `figures/` and `dashboard/` into an experiment's folder.
 
     Returns:
         For the terminal: the comparison table, how to read it, the verdicts, and where the report lies.
@@ -29,6 +30,7 @@ def write_report(folder: Path) -> str:
     with rc_context(STYLE):
         page = build_page(study)
         write_page(folder, page)
+    write_dashboard(study, page)
     notes = [*page.warnings, *reading(study.results), *verdict_lines(study.comparison)]
     listed = "\n".join(f"* {note}" for note in notes)
     return f"{comparison_table(study.results)}\n\n{listed}\n\nReport: {folder / 'report.html'} (and report.md)"

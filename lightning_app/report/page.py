@@ -10,8 +10,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
+from lightning_app import markdown
 from lightning_app.files import write_bytes, write_text
-from lightning_app.report.tables import markdown
 
 LONG = 30
 """Rows from which on a table is folded away in HTML, and may break over pages in LaTeX."""
@@ -113,19 +113,10 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"code": _code, "md": _markdown_text, "md_table": _markdown_table}
+    environment.filters |= {"code": _code, "md": markdown.escape, "md_table": markdown.table}
     return environment
 
 
 def _code(text: str) -> Markup:
     """Text as HTML, what is between backticks as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
-
-
-def _markdown_text(text: str) -> str:
-    """Text in which nothing is taken for HTML or for the end of a cell."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
-
-
-def _markdown_table(table: pd.DataFrame) -> str:
-    return markdown(table.map(lambda cell: _markdown_text(cell) if isinstance(cell, str) else cell))

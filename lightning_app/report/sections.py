@@ -40,6 +40,7 @@ class Study:
     results: pd.DataFrame
     summary: pd.DataFrame
     comparison: Comparison
+    curves: pd.DataFrame
 
     @classmethod
     def read(cls, folder: Path) -> "Study":
@@ -49,7 +50,7 @@ class Study:
             UsageError: If it holds no complete condition, or a file is damaged.
         """
         results = load_results(folder)
-        return cls(folder, results, tables.summarise(results), compare(folder, results))
+        return cls(folder, results, tables.summarise(results), compare(folder, results), load_curves(results))
 
     @property
     def backbones(self) -> str:
@@ -251,7 +252,7 @@ def _shared(pairs: pd.DataFrame) -> list[Section]:
 
 def training(study: Study) -> Section | None:
     """Learning curves."""
-    curves = load_curves(study.results)
+    curves = study.curves
     if curves.empty:
         return None
     notes = ["Steps are counted from 1. Arms that do not train have no curve. The CSV holds every point logged."]

@@ -6,6 +6,7 @@ from dataclasses import asdict
 import pandas as pd
 from scipy import stats
 
+from lightning_app import markdown
 from lightning_app.report.comparisons import is_declared
 from lightning_app.report.masks import short_names
 from lightning_app.statistics import VERDICT_METRIC, Difference, Verdict
@@ -61,12 +62,7 @@ def comparison_table(results: pd.DataFrame) -> str:
 
     `predicted` and `measured` are changes of the training loss (nats a sample) by zeroing the masked weights.
     """
-    return markdown(show_arms(summarise(results)))
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A Markdown table of texts."""
-    return table.to_markdown(index=False, disable_numparse=True)
+    return markdown.table(show_arms(summarise(results)))
 
 
 def show_arms(summary: pd.DataFrame) -> pd.DataFrame:
