@@ -46,15 +46,15 @@ def write_dashboard(study: "Study", page: "Page") -> Path:
     folder = study.folder / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     for arm, results in study.results.groupby("arm", sort=False):
-        with _writer(folder / str(arm)) as writer:
+        with _writer(folder / plain(arm)) as writer:
             for row in results.itertuples():
                 for score in SCORES:
-                    writer.add_scalar(f"{score}/{row.dataset}", getattr(row, score), row.seed)
+                    writer.add_scalar(f"{score}/{plain(row.dataset)}", getattr(row, score), row.seed)
             for (dataset, curve), points in study.curves[study.curves["arm"] == arm].groupby(
                 ["dataset", "curve"], sort=False
             ):
                 for step, value in points.groupby("step")["value"].mean().items():
-                    writer.add_scalar(f"{CURVES[curve]}/{dataset}", value, step)
+                    writer.add_scalar(f"{CURVES[curve]}/{plain(dataset)}", value, step)
     with _writer(folder / "overview") as writer:
         writer.add_custom_scalars(
             {
@@ -67,17 +67,20 @@ def write_dashboard(study: "Study", page: "Page") -> Path:
     return folder
 
 
+def plain(name: object) -> str:
+    """A name that is safe as a folder and as a tag: anything but letters, digits, _ and - becomes _."""
+    return re.sub(r"[^\w-]+", "_", str(name))
+
+
 def _pages(results: pd.DataFrame, curves: pd.DataFrame) -> dict[str, list[Chart]]:
     """By dataset the charts of its page; a curve that no arm has is left out."""
     pages = {}
     for dataset in results["dataset"].unique():
         there = curves.loc[curves["dataset"] == dataset, "curve"].unique()
-        pages[dataset] = [Chart(f"{title} on eval, by seed", f"{score}/{dataset}") for score, title in SCORES.items()]
-        pages[dataset] += [
-            Chart(f"{title} by optimisation step, mean over seeds", f"{tag}/{dataset}")
-            for title, tag in CURVES.items()
-            if title in there
-        ]
+        trained = {title: tag for title, tag in CURVES.items() if title in there}
+        charts = {f"{title} on eval, by seed": score for score, title in SCORES.items()}
+        charts |= {f"{title} by optimisation step, mean over seeds": tag for title, tag in trained.items()}
+        pages[dataset] = [Chart(title, f"{tag}/{plain(dataset)}") for title, tag in charts.items()]
     return pages
 
 
