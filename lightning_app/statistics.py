@@ -98,6 +98,10 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 """From labels [rows] and log-probabilities [rows, classes] to values [rows] whose mean is the metric."""
 
 
+class DivergedError(UsageError):
+    """A model's logits are not numbers."""
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """A condition's predictions, reduced to a value a row and metric.
@@ -147,7 +151,7 @@ def evaluate(dataset: str, arm: str, seed: int, rows: np.ndarray, labels: np.nda
         )
     if not np.isfinite(logits).all():
         bad = np.flatnonzero(~np.isfinite(logits).all(1))
-        raise UsageError(
+        raise DivergedError(
             f"Predictions of {where}: {len(bad)} of {len(rows)} rows have a logit that is NaN or infinite, the first "
             f"is row {rows[bad[0]]}. The model diverged: lower its learning rate, or leave the condition out."
         )

@@ -9,7 +9,7 @@ import pandas as pd
 from lightning_app.errors import UsageError
 from lightning_app.files import METRICS_FILE, PREDICTIONS_FILE, SWEEP_FILE, read_json
 from lightning_app.report.names import ARM_ORDER, DATASET_ORDER, rank
-from lightning_app.statistics import Evaluation, read_evaluation
+from lightning_app.statistics import DivergedError, Evaluation, read_evaluation
 
 SWEEP = "sweep"
 """The arm that measures many masks and trains nothing: it is in no table of arms."""
@@ -64,9 +64,7 @@ def read_evaluations(folders: Iterable[Path]) -> tuple[list[Evaluation], list[st
             continue
         try:
             found.append(read_evaluation(folder))
-        except UsageError as error:
-            if "diverged" not in str(error):
-                raise
+        except DivergedError as error:
             left_out.append(f"{error} It is left out of the statistics.")
     return found, left_out
 
