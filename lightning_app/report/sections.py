@@ -1,5 +1,6 @@
 """What the report says, a function a section; a section without anything to show is left out."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,13 +101,14 @@ def verdict_lines(comparison: Comparison) -> list[str]:
 
 def answer(study: Study) -> str:
     """The study in one paragraph: verdicts, prediction against measurement, and what is not shown."""
-    comparison = study.comparison
-    said = [
-        f"On {one.dataset} the verdict is that {WORDS[one.outcome]}: influence scores "
-        f"{100 * one.baseline.estimate:+.1f} points beside the baseline and {100 * one.control.estimate:+.1f} beside "
-        "as many weights drawn at random."
-        for one in comparison.verdicts
-    ]
+    comparison, said = study.comparison, []
+    for outcome in dict.fromkeys(one.outcome for one in comparison.verdicts):
+        alike = [one for one in comparison.verdicts if one.outcome == outcome]
+        said.append(
+            f"On {listed(one.dataset for one in alike)} the verdict is that {WORDS[outcome]}: influence scores "
+            f"{listed(f'{100 * one.baseline.estimate:+.1f}' for one in alike)} points beside the baseline and "
+            f"{listed(f'{100 * one.control.estimate:+.1f}' for one in alike)} beside as many weights drawn at random."
+        )
     if comparison.gaps:
         said.append(f"There is no verdict on {', '.join(comparison.gaps)}; the differences below say what is missing.")
     return " ".join([*said, *_predictions(study.summary), *_limits(study)])
@@ -114,13 +116,24 @@ def answer(study: Study) -> str:
 
 def _predictions(summary: pd.DataFrame) -> list[str]:
     rows = summary[(summary["arm"] == "influence") & summary["measured_change"].notna()]
-    return [
-        f"On {row.dataset} zeroing the weights that influence selects was predicted to "
-        f"{'raise' if row.predicted_change > 0 else 'lower'} the training loss ({row.predicted_change:+.2f} nats a "
-        f"sample) and {'raised' if row.measured_change > 0 else 'lowered'} it ({row.measured_change:+.2f}): as a group "
-        f"they were {'of use, not detrimental' if row.measured_change > 0 else 'detrimental to these samples'}."
-        for row in rows.itertuples()
-    ]
+    said = []
+    for (predicted, measured), alike in rows.groupby(
+        [rows["predicted_change"] > 0, rows["measured_change"] > 0], sort=False
+    ):
+        said.append(
+            f"On {listed(alike['dataset'])} zeroing the weights that influence selects was predicted to "
+            f"{'raise' if predicted else 'lower'} the training loss "
+            f"({listed(map('{:+.2f}'.format, alike['predicted_change']))} nats a sample) and "
+            f"{'raised' if measured else 'lowered'} it ({listed(map('{:+.2f}'.format, alike['measured_change']))}): as "
+            f"a group they were {'of use, not detrimental' if measured else 'detrimental to these samples'}."
+        )
+    return said
+
+
+def listed(words: Iterable[str]) -> str:
+    """`a, b and c`."""
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _limits(study: Study) -> list[str]:
