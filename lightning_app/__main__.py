@@ -1,6 +1,7 @@
 """`influence` and `python -m lightning_app`: picks the command, and loads only what that command needs."""
 
 import argparse
+import os
 import signal
 import sys
 from importlib import import_module
@@ -43,13 +44,17 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         0 if it did what was asked, 1 if a condition failed, 2 if it was asked for something that cannot be done, and
-        128 plus the number of the signal that stopped it: 130 for Ctrl-C, 143 for SIGTERM.
+        128 plus the number of the signal that stopped it: 130 for Ctrl-C, 143 for SIGTERM, 141 where its output is
+        read no further.
     """
     argv = sys.argv[1:] if argv is None else argv
     command = build_parser().parse_known_args(argv[:1])[0].command
     before = signal.signal(signal.SIGTERM, _stop)
     try:
         return import_module(COMMANDS[command]).main(argv if command in LIGHTNING_COMMANDS else argv[1:])
+    except BrokenPipeError:  # whoever read our output has ended, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # SIGPIPE, which Windows does not have
     except Exception as error:
         mistake = user_mistake(error)
         if mistake is None:

@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -181,3 +183,11 @@ def test_results_of_different_settings_are_told_apart(difference, sentence, expe
     write.condition(experiment, "sst2", "full_ft", 1, 0.8, **difference)
     assert f"NOT COMPARABLE: {sentence}" in write_report(experiment)
     assert f"NOT COMPARABLE: {sentence}" in (experiment / "report.md").read_text()
+
+
+def test_a_reader_who_ends_early_leaves_no_traceback(experiment):
+    command = [sys.executable, "-m", "lightning_app", "report", "--results", str(experiment)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read()
+    assert process.wait() == 141
