@@ -42,6 +42,7 @@ class Study:
     summary: pd.DataFrame
     comparison: Comparison
     curves: pd.DataFrame
+    sweeps: pd.DataFrame
 
     @classmethod
     def read(cls, folder: Path) -> "Study":
@@ -51,7 +52,8 @@ class Study:
             UsageError: If it holds no complete condition, or a file is damaged.
         """
         results = load_results(folder)
-        return cls(folder, results, tables.summarise(results), compare(folder, results), load_curves(results))
+        comparison, curves, sweeps = compare(folder, results), load_curves(results), load_sweeps(folder)
+        return cls(folder, results, tables.summarise(results), comparison, curves, sweeps)
 
     @property
     def backbones(self) -> str:
@@ -111,7 +113,7 @@ def answer(study: Study) -> str:
         )
     if comparison.gaps:
         said.append(f"There is no verdict on {', '.join(comparison.gaps)}; the differences below say what is missing.")
-    return " ".join([*said, *_predictions(study.summary), *_limits(study)])
+    return " ".join([*said, *_predictions(study.summary), *_best_dose(study.sweeps), *_limits(study)])
 
 
 def _predictions(summary: pd.DataFrame) -> list[str]:
@@ -128,6 +130,26 @@ def _predictions(summary: pd.DataFrame) -> list[str]:
             f"a group they were {'of use, not detrimental' if measured else 'detrimental to these samples'}."
         )
     return said
+
+
+def _best_dose(points: pd.DataFrame) -> list[str]:
+    """Of the masks that a sweep measured, the one of each dataset that lowered the training loss most, if any did."""
+    if points.empty:
+        return []
+    means = points.groupby(["dataset", "score", "tail", "fraction"], sort=False).mean(numeric_only=True).reset_index()
+    best = means.loc[means.groupby("dataset", sort=False)["measured_change"].idxmin()]
+    best = best[best["measured_change"] < 0]
+    if best.empty:
+        return ["No mask of the sweep lowered the training loss."]
+    sizes = (f"the {tail} {100 * fraction:g} %" for tail, fraction in zip(best["tail"], best["fraction"], strict=True))
+    gains = 100 * (best["accuracy"] - best["unmasked_accuracy"])
+    return [
+        f"Of the sweep's masks the one that lowered the training loss most was {listed(sizes)} of the candidates on "
+        f"{listed(best['dataset'])} ({listed(map('{:+.3f}'.format, best['predicted_change']))} predicted, "
+        f"{listed(map('{:+.3f}'.format, best['measured_change']))} measured; dev accuracy "
+        f"{listed(map('{:+.1f}'.format, gains))} points, picked among {len(means) // means['dataset'].nunique()} masks "
+        "and so flattered)."
+    ]
 
 
 def listed(words: Iterable[str]) -> str:
@@ -207,7 +229,7 @@ def differences(study: Study) -> Section:
 
 def sweep(study: Study) -> Section | None:
     """Masks of many sizes."""
-    points = load_sweeps(study.folder)
+    points = study.sweeps
     if points.empty:
         return None
     notes = [

@@ -145,6 +145,19 @@ def test_the_answer_says_what_was_predicted_what_was_measured_and_what_is_not_sh
     assert "The source document asks about Qwen/Qwen2-0.5B, which these results do not speak of." in page
 
 
+def test_the_answer_names_the_mask_of_the_sweep_that_lowered_the_loss_most(tmp_path, write):
+    folder = write.study(tmp_path / "study", seeds=1, baseline=0.7)
+    write.sweep(folder, "sst2")
+    write_report(folder)
+    said = (
+        "was the highest 0.01 % of the candidates on sst2 (-0.100 predicted, -0.050 measured; dev accuracy -12.0 points"
+    )
+    assert said in (folder / "report.md").read_text()
+    write.sweep(folder, "sst2", points=0)
+    write_report(folder)
+    assert "the sweep" not in (folder / "report.md").read_text()
+
+
 def test_the_sources_table_stands_beside_ours(tmp_path, write):
     folder = write.study(tmp_path / "study", seeds=1, dataset="yelp", baseline=0.55, full_ft=0.6)
     write_report(folder)
