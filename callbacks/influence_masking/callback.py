@@ -24,7 +24,7 @@ from influence_masking.gradients import Calibration, MeanGradient, Progress, tak
 from influence_masking.holding import Action, Hold
 from influence_masking.masks import Mask
 from influence_masking.processes import Processes
-from influence_masking.reporting import PREFIX, log_held_gradient, log_mask
+from influence_masking.reporting import PREFIX, held_gradient, log_held_gradient, log_mask
 from influence_masking.scores import ScoreFunction, resolve_score, score_name
 from influence_masking.selection import Scope, Tail
 from influence_masking.snapshot import MATCHED, Snapshot
@@ -124,6 +124,7 @@ class InfluenceMasking(Callback):
         self.loss_after: float | None = None
         self.seconds: dict[str, float] = {}
         self._hold: Hold | None = None
+        self._unlogged: list[tuple[int, Tensor]] = []  # steps, and norms of the held gradient
 
     @property
     def num_candidates(self) -> int | None:
@@ -195,12 +196,16 @@ class InfluenceMasking(Callback):
         """With ``train_only``, keeps parameters that are no candidates from training; logs what held weights get."""
         if self._hold:
             self._hold.drop_other_gradients()
-            log_held_gradient(trainer, self._hold, self._log_prefix(trainer))
+            norm = held_gradient(trainer, self._hold)
+            self._unlogged += [] if norm is None else [(trainer.global_step, norm)]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Gives the held weights their values again, whoever changed them."""
+        """Gives the held weights their values again, whoever changed them; sends what was kept to the loggers."""
         if self._hold:
             self._hold.restore()
+        for step, norm in self._unlogged:
+            log_held_gradient(trainer, step, norm, self._log_prefix(trainer))
+        self._unlogged = []
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Takes the hooks away when a run breaks off."""

@@ -61,10 +61,10 @@ class Hold:
             parameter.grad = None
 
     @torch.no_grad()
-    def gradient_norm(self) -> float:
-        """Returns the Euclidean norm of the held weights' gradients on this process: 0 while they are held."""
+    def gradient_norm(self) -> Tensor:
+        """Returns the Euclidean norm of the held weights' gradients on this process, a scalar: 0 while held."""
         grads = [(held, _local_grad(p)) for p, held in self._held.items() if p.grad is not None]
-        return float(torch.stack([held.select(grad).norm() for held, grad in grads]).norm()) if grads else 0.0
+        return torch.stack([held.select(grad).norm() for held, grad in grads]).norm() if grads else torch.zeros(())
 
     def release(self) -> None:
         """Takes every hook away and forgets the parameters."""

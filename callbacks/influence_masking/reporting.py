@@ -44,13 +44,25 @@ def log_mask(
             logger.experiment.add_histogram_raw(f"{prefix}/scores", global_step=step, **histogram_of(scores))
 
 
-def log_held_gradient(trainer: Trainer, hold: Hold, prefix: str = PREFIX) -> None:
-    """Sends the norm of the held weights' gradient, averaged over processes, to the loggers at their interval: 0."""
+def held_gradient(trainer: Trainer, hold: Hold) -> Tensor | None:
+    """Returns the norm of the held weights' gradient, a scalar, at steps that the loggers ask for; None at others.
+
+    It is not read here: reading would cut a training step in two where steps are compiled. There it is computed at
+    every step, so that all of them are one program.
+    """
     interval = getattr(trainer, "log_every_n_steps", 0)
-    if trainer.loggers and interval and trainer.global_step % interval == 0:
-        norm = trainer.strategy.reduce(torch.tensor(hold.gradient_norm(), device=trainer.strategy.root_device))
+    if not trainer.loggers or not interval:
+        return None
+    is_due = trainer.global_step % interval == 0
+    return hold.gradient_norm() if is_due or trainer.strategy.root_device.type == "xla" else None
+
+
+def log_held_gradient(trainer: Trainer, step: int, norm: Tensor, prefix: str = PREFIX) -> None:
+    """Sends a norm of `held_gradient`, averaged over processes, to the loggers if they ask for that step: 0."""
+    if step % getattr(trainer, "log_every_n_steps", 1) == 0:
+        value = float(trainer.strategy.reduce(norm.to(trainer.strategy.root_device)))
         for logger in trainer.loggers:
-            logger.log_metrics({f"{prefix}/held_gradient_norm": float(norm)}, trainer.global_step)
+            logger.log_metrics({f"{prefix}/held_gradient_norm": value}, step)
 
 
 def picture_of(shares: Sequence[Share]) -> Tensor:

@@ -194,7 +194,7 @@ def test_clipping_sees_no_gradient_of_held_weights() -> None:
 
     class Watched(Trained):
         def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-            norms.append(self.trainer.callbacks[0]._hold.gradient_norm())
+            norms.append(self.trainer.callbacks[0]._hold.gradient_norm().item())
             norms.append(self.net[0].weight.grad[~self.trainer.callbacks[0].mask.flags("net.0.weight")].norm().item())
 
     assert train(Watched(), "freeze")[1] == HELD
