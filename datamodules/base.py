@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.batching import BatchSampler, ResumableDataLoader, TokenizedRows
+from datamodules.batching import SHORTEST, BatchSampler, ResumableDataLoader, TokenizedRows
 from datamodules.cache import cached_table, table_digest, text_digest
 from datamodules.errors import DataError
 from datamodules.splits import PROTOCOL, SPLITS, SplitSizes, allocate, draw_splits
@@ -57,7 +57,9 @@ class TextDataModule(LightningDataModule, ABC):
             what they mean.
         train_on: the split that :meth:`train_dataloader` draws from.
         early_stop_on: the split that validation looks at during a fit.
-        pad_lengths: lengths to pad batches to (each length is one compilation on a TPU); None pads to the longest row.
+        pad_lengths: lengths to pad batches to; None pads to the longest row. With them every batch has its full number
+            of rows, of which the last have ``row`` -1 and ``labels`` -100 where there were too few: a TPU compiles one
+            program a length.
         seed: of the splits and of the order of training.
         cache_dir: folder for splits and tokens; ``outputs/cache`` if None.
         num_workers: processes that make batches.
@@ -165,7 +167,8 @@ class TextDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> Batches:
         """Returns shuffled batches of ``train_on``, grouped by length; this rank's share in a distributed run."""
         rows = self._rows[self.train_on]
-        sampler = BatchSampler(rows.widths, self.batch_size, shuffle=True, seed=self.seed, **self._ranks())
+        fill = bool(self.pad_lengths)
+        sampler = BatchSampler(rows.widths, self.batch_size, shuffle=True, seed=self.seed, fill=fill, **self._ranks())
         return ResumableDataLoader(rows, batch_size=None, sampler=sampler, num_workers=self.num_workers)
 
     def val_dataloader(self) -> Batches:
@@ -198,10 +201,11 @@ class TextDataModule(LightningDataModule, ABC):
 
     def ordered_dataloader(self, split: str) -> Batches:
         """Returns every row of ``split`` once, longest first; this rank's share in a distributed run."""
-        return self._ordered(self._rows[split], self.eval_batch_size, **self._ranks())
+        return self._ordered(self._rows[split], self.eval_batch_size, fill=bool(self.pad_lengths), **self._ranks())
 
-    def _ordered(self, rows: TokenizedRows, batch_size: int, **ranks: int) -> Batches:
-        sampler = BatchSampler(rows.widths, batch_size, shuffle=False, **ranks)
+    def _ordered(self, rows: TokenizedRows, batch_size: int, fill: bool = False, **ranks: int) -> Batches:
+        shortest = 0.0 if self.pad_lengths else SHORTEST
+        sampler = BatchSampler(rows.widths, batch_size, shuffle=False, shortest=shortest, fill=fill, **ranks)
         return DataLoader(rows, batch_size=None, sampler=sampler, num_workers=self.num_workers)
 
     def _ranks(self) -> dict[str, int]:

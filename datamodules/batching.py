@@ -16,15 +16,22 @@ WINDOW = 16
 SHORTEST = 0.9
 """Length of a sorted batch's shortest row, at least, as a part of its longest: bounds the padding."""
 
+NO_ROW = -1
+"""In a batch: nothing, where a row would be. It has one padding token, the label that losses ignore, and no source."""
 
-def sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+IGNORED_LABEL = -100
+"""What ``torch.nn.functional.cross_entropy`` leaves out."""
+
+
+def sorted_batches(lengths: Sequence[int], batch_size: int, shortest: float = SHORTEST) -> list[list[int]]:
     """Cuts the rows, longest first, into batches of at most ``batch_size`` rows of about the same length.
 
-    Longest first, so that a batch too large for the memory fails at once.
+    Longest first, so that a batch too large for the memory fails at once. ``shortest`` is the length of a batch's
+    shortest row, at least, as a part of its longest; with 0 all batches but the last have ``batch_size`` rows.
     """
     batches: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-        if not batches or len(batches[-1]) == batch_size or lengths[row] < SHORTEST * lengths[batches[-1][0]]:
+        if not batches or len(batches[-1]) == batch_size or lengths[row] < shortest * lengths[batches[-1][0]]:
             batches.append([])
         batches[-1].append(row)
     return batches
@@ -64,6 +71,8 @@ class BatchSampler(DistributedSampler[list[int]]):
         seed: of the shuffle.
         num_replicas: ranks that share the rows.
         rank: which of them this is.
+        shortest: as for :func:`sorted_batches`.
+        fill: bring batches that are too short to ``batch_size`` by ``NO_ROW``.
     """
 
     def __init__(
@@ -74,8 +83,12 @@ class BatchSampler(DistributedSampler[list[int]]):
         seed: int = 0,
         num_replicas: int = 1,
         rank: int = 0,
+        shortest: float = SHORTEST,
+        fill: bool = False,
     ) -> None:
         super().__init__(cast(Any, lengths), num_replicas, rank, shuffle, seed)
+        self.shortest = shortest
+        self.fill = fill
         self.lengths = lengths
         self.batch_size = batch_size
         self.resume_at = (-1, 0)
@@ -83,7 +96,8 @@ class BatchSampler(DistributedSampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yields this rank's batches of the epoch, without those that were used before a resume."""
-        return iter(self.batches[self.used :])
+        batches = self.batches[self.used :]
+        return (batch + [NO_ROW] * (self.batch_size - len(batch)) * self.fill for batch in batches)
 
     def __len__(self) -> int:
         """Returns the batches of an epoch on this rank."""
@@ -104,7 +118,7 @@ class BatchSampler(DistributedSampler[list[int]]):
     def _deal(self) -> list[list[int]]:
         """Returns every ``num_replicas``-th batch, from ``rank`` on."""
         if not self.shuffle:
-            return sorted_batches(self.lengths, self.batch_size)[self.rank :: self.num_replicas]
+            return sorted_batches(self.lengths, self.batch_size, self.shortest)[self.rank :: self.num_replicas]
         batches = grouped_batches(self.lengths, self.batch_size, self.seed, self.epoch)
         total = len(batches) + -len(batches) % self.num_replicas
         return [batches[index % len(batches)] for index in range(self.rank, total, self.num_replicas)]
@@ -170,15 +184,21 @@ class TokenizedRows(Dataset[dict[str, Tensor]]):
         return len(self.lengths)
 
     def __getitem__(self, batch: list[int]) -> dict[str, Tensor]:
-        """Returns input_ids and attention_mask [B, T], labels and row [B], all int64, padded on the right."""
+        """Returns input_ids and attention_mask [B, T], labels and row [B], all int64, padded on the right.
+
+        Where the batch has ``NO_ROW``, which is at its end, labels are ``IGNORED_LABEL`` and row is ``NO_ROW``.
+        """
+        empty = batch.count(NO_ROW)
+        batch = batch[: len(batch) - empty]
         lengths = torch.tensor([self.lengths[row] for row in batch])
         width = max(self.widths[row] for row in batch)
         padded = pad_sequence([self.tokens[row] for row in batch], batch_first=True, padding_value=self.pad_token_id)
+        lengths = pad(lengths, (0, empty), value=1)
         return {
-            "input_ids": pad(padded.long(), (0, width - padded.shape[1]), value=self.pad_token_id),
+            "input_ids": pad(padded.long(), (0, width - padded.shape[1], 0, empty), value=self.pad_token_id),
             "attention_mask": (torch.arange(width) < lengths[:, None]).long(),
-            "labels": self.labels[batch],
-            "row": self.rows[batch],
+            "labels": pad(self.labels[batch], (0, empty), value=IGNORED_LABEL),
+            "row": pad(self.rows[batch], (0, empty), value=NO_ROW),
         }
 
 

@@ -10,6 +10,7 @@ import yaml
 from jsonargparse import Namespace
 from jsonargparse._util import import_object
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.accelerators import XLAAccelerator
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -142,12 +143,16 @@ class InfluenceCLI(LightningCLI):
         """Builds the Trainer.
 
         Raises:
-            UsageError: If it does not take its options, or the machine has not the device that is asked for.
+            UsageError: If it does not take its options, the machine has not the device that is asked for, or a TPU is
+                asked for what would be wrong in silence.
         """
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise UsageError(f"The Trainer cannot be made from the options trainer.*: {error}") from error
+        if isinstance(trainer.accelerator, XLAAccelerator):
+            check_tpu(trainer)
+        return trainer
 
     def _make_start(self) -> str:
         """The command that makes the baseline start of this dataset, seed, backbone and sizes."""
@@ -166,6 +171,24 @@ class InfluenceCLI(LightningCLI):
             f"--data.{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changed.items()
         ]
         return f"Make it: {shlex.join(['influence', 'fit', *words])}"
+
+
+def check_tpu(trainer: Trainer) -> None:
+    """Refuses what torch_xla or torchmetrics would do otherwise than asked, without a word.
+
+    Raises:
+        UsageError: On another precision than 32-true, or several cores for one condition.
+    """
+    if trainer.precision != "32-true":
+        raise UsageError(
+            f"trainer.precision is {trainer.precision!r}, but on a TPU it must be '32-true': torch_xla ignores "
+            "'bf16-true' once anything in the process has touched the TPU, and the Trainer refuses 'bf16-mixed'."
+        )
+    if trainer.world_size > 1:
+        raise UsageError(
+            f"trainer.devices asks for {trainer.num_devices} TPU cores, but a condition runs on one: metrics would be "
+            "those of each core's share of the rows. Leave trainer.devices at 1."
+        )
 
 
 def _defaults(kind: type) -> dict[str, Any]:

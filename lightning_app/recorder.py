@@ -78,7 +78,8 @@ class Recorder(Callback):
     ) -> None:
         """Keeps the rows, labels and logits of the eval split."""
         if trainer.state.fn != "fit":
-            self._batches.append({key: value.cpu() for key, value in outputs.items()})
+            batch = {key: value.cpu() for key, value in outputs.items()}
+            self._batches.append({key: value[batch["row"] >= 0] for key, value in batch.items()})
 
     on_test_batch_end = on_validation_batch_end
     on_predict_batch_end = on_validation_batch_end

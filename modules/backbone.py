@@ -90,8 +90,28 @@ def _where(name: str) -> str:
 
 
 def default_pooling(backbone: PreTrainedModel) -> Pooling:
-    """`mean` for encoders (they have a masked-language-model class in transformers), `last` for decoders."""
+    """`mean` for encoders (they have a masked-language-model class in transformers), `last` for causal decoders."""
     return "mean" if backbone.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "last"
+
+
+def visible(attention_mask: Tensor, pooling: Pooling) -> Tensor | None:
+    """What the backbone is told of right padding, so that nothing is read back from the device.
+
+    A causal backbone never looks from a token to its right: without a mask it takes the attention kernel's fast path.
+    On XLA, where even transformers' look at the mask would end the program, it is told who sees whom.
+
+    Args:
+        attention_mask: 1 at tokens, 0 at padding, `[batch, tokens]`; padding on the right.
+        pooling: `last` for causal backbones.
+
+    Returns:
+        None, the mask itself, or on XLA a bool `[batch, 1, tokens, tokens]`.
+    """
+    if attention_mask.device.type == "xla":
+        tokens = attention_mask.shape[1]
+        seen = attention_mask.bool()[:, None, None, :].expand(-1, 1, tokens, tokens)
+        return seen if pooling == "mean" else seen.tril()
+    return None if pooling == "last" else attention_mask
 
 
 def pool(hidden: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:

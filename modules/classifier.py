@@ -9,12 +9,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
 from transformers import PretrainedConfig, get_linear_schedule_with_warmup
 
-from modules.backbone import backbone_fingerprint, default_pooling, load_backbone, pool
+from modules.backbone import backbone_fingerprint, default_pooling, load_backbone, pool, visible
 from modules.features import Batch, FeatureCache, Features, extract
+from modules.measures import Measures
 from modules.start import Start
 
 SHARED_FEATURES = FeatureCache()
@@ -83,14 +82,7 @@ class Classifier(LightningModule):
         if self.start:
             self.start.check_backbone(self.backbone_fingerprint, backbone, num_labels)
             self.head.load_state_dict(self.start.head)
-        self.metrics = MetricCollection(
-            {
-                "accuracy": MulticlassAccuracy(num_labels, average="micro"),
-                "macro_f1": MulticlassF1Score(num_labels, average="macro"),
-                "ece": MulticlassCalibrationError(num_labels, n_bins=15),
-            }
-        )
-        self.nll = MeanMetric()
+        self.measures = Measures(num_labels)
         self._train_features: Features | None = None
         self._eval_features: Features | None = None
         self.adapt()
@@ -115,7 +107,8 @@ class Classifier(LightningModule):
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """One vector a text, `[batch, hidden]`, from right-padded `[batch, tokens]` ids and mask."""
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        seen = visible(attention_mask, self.pooling)
+        hidden = self.backbone(input_ids=input_ids, attention_mask=seen).last_hidden_state
         return pool(hidden, attention_mask, self.pooling)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -138,6 +131,7 @@ class Classifier(LightningModule):
 
     def on_validation_start(self) -> None:
         """The same for the rows of a validation while fitting, else for eval."""
+        self.measures.begin(self.device)
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         self._eval_features = self._frozen_features(lambda data: data.early_stop_on if fitting else "eval")
 
@@ -181,27 +175,29 @@ class Classifier(LightningModule):
         """Seeds dropout by seed, epoch and process, so that an epoch after a resume is what it would have been."""
         entropy = np.random.SeedSequence([self.seed, self.current_epoch, self.global_rank])
         torch.manual_seed(int(entropy.generate_state(1)[0]))
+        if self.device.type == "xla":
+            _settle(self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy of the batch, in nats."""
         loss = cross_entropy(self._logits(batch, self._train_features), batch["labels"])
-        self.log("train/loss", loss, batch_size=len(batch["labels"]), prog_bar=True)
+        self.log("train/loss", loss, batch_size=len(batch["labels"]), prog_bar=True, reduce_fx="max")  # a step alone
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Batch:
-        """Updates the metrics; returns rows, labels and logits, from which predictions are written."""
+        """Updates the measures; returns rows, labels and logits, from which predictions are written.
+
+        Places without a row (`row` -1), which fill a batch, count nowhere.
+        """
         logits = self._logits(batch, self._eval_features)
-        self.metrics.update(logits.softmax(-1), batch["labels"])
-        self.nll.update(cross_entropy(logits, batch["labels"], reduction="none"))
+        self.measures.update(logits, batch["labels"])
         return {"row": batch["row"], "labels": batch["labels"], "logits": logits}
 
     def on_validation_epoch_end(self) -> None:
         """Logs accuracy, macro-F1, ECE and NLL: as `val/...` while fitting, as `eval/...` on the eval split."""
         split = "val" if self.trainer.state.fn == TrainerFn.FITTING else "eval"
-        values = {**self.metrics.compute(), "nll": self.nll.compute()}
-        self.log_dict({f"{split}/{name}": value for name, value in values.items()}, prog_bar=split == "val")
-        self.metrics.reset()
-        self.nll.reset()
+        values = {f"{split}/{name}": value for name, value in self.measures.compute().items()}
+        self.log_dict(values, prog_bar=split == "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> Batch:
         """The same as validation: both measure the eval split."""
@@ -283,6 +279,19 @@ class Classifier(LightningModule):
 
     def _frozen_names(self) -> list[str]:
         return [f"backbone.{name}" for name, p in self.backbone.named_parameters() if not p.requires_grad]
+
+
+def _settle(device: torch.device) -> None:
+    """Has XLA run what Lightning's logs left between epochs, so that training steps are one program in every epoch.
+
+    From the second epoch on that is a copy of one number; the same is done before the first.
+    """
+    import torch_xla
+
+    torch_xla.sync()
+    number = torch.tensor(0.5).to(device).clone()
+    torch_xla.sync()
+    del number
 
 
 class CheckStart(Callback):

@@ -16,16 +16,16 @@ class Features:
     """One vector a row of a split.
 
     Attributes:
-        rows: Row ids [N], ascending.
+        places: Where each row id is in `vectors`: [largest id + 1]. A table, because XLA has no `searchsorted`.
         vectors: [N, hidden].
     """
 
-    rows: Tensor
+    places: Tensor
     vectors: Tensor
 
     def of(self, rows: Tensor) -> Tensor:
         """The vectors [batch, hidden] of some of its rows [batch]."""
-        return self.vectors[torch.searchsorted(self.rows, rows)]
+        return self.vectors[self.places[rows]]
 
 
 def extract(encode: Callable[[Batch], Tensor], batches: Iterable[Batch], device: torch.device, bar: bool) -> Features:
@@ -42,8 +42,10 @@ def extract(encode: Callable[[Batch], Tensor], batches: Iterable[Batch], device:
         for batch in tqdm(batches, desc="Features", unit="batch", leave=False, disable=not bar):
             vectors.append(encode(batch).cpu())  # a batch at a time, also where XLA would wait for all of them
             rows.append(batch["row"].cpu())
-    order = torch.cat(rows).argsort()
-    return Features(torch.cat(rows)[order].to(device), torch.cat(vectors)[order].to(device))
+    ids = torch.cat(rows)
+    places = ids.new_zeros(int(ids.max()) + 2)  # one for -1, which stands where a batch has no row
+    places[ids] = torch.arange(len(ids))
+    return Features(places.to(device), torch.cat(vectors).to(device))
 
 
 class FeatureCache:

@@ -166,13 +166,24 @@ def test_evaluation_and_calibration_compute_little_padding(make_toy):
     assert padding(module.train_dataloader()) < 0.15
 
 
-def test_fixed_lengths_leave_few_shapes_to_compile(make_toy):
-    module = make_toy(pad_lengths=[64, 16, 128], eval_batch_size=16)
-    for loader in (module.test_dataloader(), module.calibration_dataloader(), module.ordered_dataloader("train")):
-        shapes = {tuple(batch["input_ids"].shape) for batch in loader}
-        assert {width for _, width in shapes} <= {16, 64}
-        assert len(shapes) <= 4
-    assert {batch["input_ids"].shape[1] for batch in module.train_dataloader()} == {16, 64}
+def test_fixed_lengths_leave_one_shape_a_length(make_toy):
+    module, plain = make_toy(pad_lengths=[64, 16, 128], eval_batch_size=16), make_toy()
+    for name in ("test_dataloader", "train_dataloader"):
+        batches = list(getattr(module, name)())
+        rows = 16 if name == "test_dataloader" else module.batch_size
+        assert {tuple(batch["input_ids"].shape) for batch in batches} == {(rows, 16), (rows, 64)}
+        assert sorted(row for row in rows_of(batches) if row >= 0) == sorted(rows_of(getattr(plain, name)()))
+    calibration = list(module.calibration_dataloader())
+    assert sorted(rows_of(calibration)) == sorted(rows_of(plain.calibration_dataloader()))
+    assert all(len(batch["row"]) == 32 for batch in calibration[:-1])
+
+
+def test_what_fills_a_batch_counts_nowhere(make_toy):
+    last = list(make_toy(pad_lengths=[128], eval_batch_size=32, eval_size=40).test_dataloader())[-1]
+    assert last["row"].tolist()[8:] == [-1] * 24
+    assert last["labels"].tolist()[8:] == [-100] * 24
+    assert (last["row"][:8] >= 0).all()
+    assert last["attention_mask"][8:].sum(1).tolist() == [1] * 24
 
 
 def test_training_draws_from_the_split_asked_for(make_toy):

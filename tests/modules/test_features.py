@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from modules import Baseline, FullFineTuning, Influence
-from modules.features import FeatureCache, Features
+from modules.features import FeatureCache, Features, extract
 
 
 def fit(module, data, trainer, **options):
@@ -16,7 +16,8 @@ def baseline(tiny_qwen, seed=0):
 
 
 def test_rows_are_found_in_any_order():
-    features = Features(torch.tensor([2, 5, 9]), torch.tensor([[2.0], [5.0], [9.0]]))
+    batches = [{"row": torch.tensor(rows)} for rows in ([5, 9], [2, -1])]  # -1: no row
+    features = extract(lambda batch: batch["row"][:, None].float(), batches, torch.device("cpu"), bar=False)
     assert features.of(torch.tensor([9, 2, 2])).tolist() == [[9.0], [2.0], [2.0]]
 
 
