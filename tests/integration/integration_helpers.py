@@ -15,12 +15,16 @@ UNREPEATABLE = ("seconds", "peak_memory_bytes", "fit_peak_memory_bytes", "gradie
 """What may differ between two runs of one condition."""
 
 
+def environment(**env: str) -> dict[str, str]:
+    """That of a process which runs the code of this repository."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "callbacks"), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PYTHONPATH": path} | env
+
+
 def run_influence(*words: object, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """Runs `influence ...` in a process of its own."""
     command = [sys.executable, "-m", "lightning_app", *map(str, words)]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "callbacks"), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": path} | env
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=800)
+    return subprocess.run(command, cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=800)
 
 
 STOPPING = """
@@ -49,9 +53,7 @@ sys.exit(main(words))
 def run_stopped(number: int, where: str, call: int, *words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Runs `influence ...` and sends it signal `number` as it makes call `call` to `where` (`module:name`)."""
     command = [sys.executable, "-c", STOPPING, str(int(number)), where, str(call), *map(str, words)]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "callbacks")])
-    environment = os.environ | {"PYTHONPATH": path}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=800)
+    return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=800)
 
 
 def table_of(printed: str) -> list[list[str]]:
