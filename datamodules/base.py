@@ -194,6 +194,10 @@ class TextDataModule(LightningDataModule, ABC):
         """
         return self._ordered(self._calibration, CALIBRATION_BATCH_SIZE)
 
+    def num_tokens(self, split: str) -> int:
+        """Returns the tokens of all rows of ``split``, without padding."""
+        return sum(self._rows[split].lengths)
+
     def split_key(self, split: str) -> str:
         """Returns a digest of the rows of ``split``, their tokens, and how :meth:`ordered_dataloader` batches them."""
         lengths = json.dumps([self.eval_batch_size, self.pad_lengths])

@@ -1,79 +1,26 @@
 """`influence experiment`: every condition of a grid dataset x arm x seed, then their comparison."""
 
 import gc
-import hashlib
-import json
-import logging
 import re
-import shutil
 import sys
-import traceback
-import warnings
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
-import yaml
 from filelock import FileLock, Timeout
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
+from tqdm.auto import tqdm
 
+from lightning_app.conditions import CONDITION_FILE, Condition, command_line, quiet
 from lightning_app.configs import config_file, configs_folder, find_configs
-from lightning_app.errors import UsageError, user_mistake
-from lightning_app.files import METRICS_FILE, read_json, write_json, write_text
+from lightning_app.errors import UsageError
+from lightning_app.files import METRICS_FILE, read_json
+from lightning_app.schedule import Plan, Workers, passes_of, run_all, tokens_of
+from lightning_app.workers import InProcess, Processes, call_in_process, devices_of
 
-CONDITION_FILE = "condition.json"
 QUICK_SIZE = 50
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One dataset, arm and seed, and the words of the command line that run it."""
-
-    dataset: str
-    arm: str
-    seed: int
-    folder: Path
-    args: tuple[str, ...]
-    configs: tuple[Path, ...]
-
-    def __str__(self) -> str:
-        return f"{self.dataset}/{self.arm}/seed{self.seed}"
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether its metrics, which are written last, are there and whole."""
-        try:
-            return {"accuracy", "macro_f1", "nll"} <= read_json(self.folder / METRICS_FILE).keys()
-        except (UsageError, FileNotFoundError, NotADirectoryError):
-            return False
-
-    @property
-    def last_checkpoint(self) -> Path | None:
-        """What a fit under the same settings left when it was stopped."""
-        path = self.folder / "checkpoints" / "last.ckpt"
-        return path if zipfile.is_zipfile(path) and self.made_under()["digest"] == self.digest() else None
-
-    def made_under(self) -> dict[str, Any]:
-        """The settings that the folder's content was made under, and their digest; None each if nothing says."""
-        path = self.folder / CONDITION_FILE
-        return {"digest": None, "settings": None} | (read_json(path) if path.is_file() else {})
-
-    @property
-    def error_file(self) -> Path:
-        """Where the traceback of a failure goes: outside the condition's folder, which may be what failed."""
-        return self.folder.parents[2] / "errors" / f"{self.dataset}-{self.arm}-seed{self.seed}.txt"
-
-    def settings(self) -> dict[str, Any]:
-        """What decides the condition's result: the content of its configurations, and what overrides them."""
-        return {"configs": [yaml.safe_load(path.read_text()) for path in self.configs], "overrides": list(self.args)}
-
-    def digest(self) -> str:
-        """SHA-256 of the settings."""
-        return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()
 
 
 def build_parser() -> ArgumentParser:
@@ -95,6 +42,22 @@ def build_parser() -> ArgumentParser:
     add("--seeds", type=list[int], metavar="K ...", default=[0], help="Seeds: of splits, head and batch order.")
     add("--quick", action="store_true", help=f"{QUICK_SIZE} samples a split: tries the pipeline, measures nothing.")
     add("--accelerator", type=str | None, default=None, help="Name of a file in configs/accelerator: cpu, gpu, tpu.")
+    add(
+        "--devices", type=PositiveInt, default=1, help="Cores, GPUs or TPU chips that run one condition each at a time."
+    )
+    add(
+        "--engine", type=Literal["local", "ray"], default="local", help="Run here, or on a Ray cluster (extra cluster)."
+    )
+    add("--address", type=str | None, default=None, help="Of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT.")
+    add("--num_cpus", type=PositiveInt, default=1, help="CPU cores of each condition on a Ray cluster.")
+    add(
+        "--storage",
+        type=str | None,
+        default=None,
+        metavar="URL",
+        help="Where the nodes of a Ray cluster leave results, s3://bucket/folder or another that fsspec knows, if "
+        "--outputs is no folder that all of them see. Results are copied from there to --outputs.",
+    )
     add(
         "--set",
         type=list[str],
@@ -130,6 +93,18 @@ def _join_lists(words: list[str]) -> list[str]:
             [f"{option}+={value}" for value in values] if option == "--set" else [f"{option}=[{', '.join(values)}]"]
         )
     return joined
+
+
+def check_engine(options: Namespace) -> None:
+    """Refuses options that would have no effect.
+
+    Raises:
+        UsageError: If an option of one engine is given to the other.
+    """
+    idle = ["devices"] if options.engine == "ray" else ["address", "num_cpus", "storage"]
+    for name in idle:
+        if getattr(options, name) != build_parser().get_defaults()[name]:
+            raise UsageError(f"--{name} has no meaning with --engine {options.engine}. Leave it out.")
 
 
 def experiment_folder(options: Namespace) -> Path:
@@ -168,7 +143,8 @@ def _condition(options: Namespace, folder: Path, dataset: str, arm: str, seed: i
     if options.quick:
         args += [f"--data.{split}_size={QUICK_SIZE}" for split in ("head_init", "train", "dev", "eval")]
     args += [f"--{setting}" for only, setting in map(_split_assignment, options.set) if only in ("", arm)]
-    return Condition(dataset, arm, seed, folder / dataset / arm / f"seed{seed}", tuple(args), tuple(configs))
+    run = folder / dataset / arm / f"seed{seed}"
+    return Condition(dataset, arm, seed, run, tuple(args), tuple(configs), options.overwrite)
 
 
 def _split_assignment(assignment: str) -> tuple[str, str]:
@@ -207,7 +183,7 @@ def _difference(made: dict[str, Any], condition: Condition) -> str:
     return f"it had {found}, asked for is {asked}" if found != asked else "its YAML files have changed"
 
 
-def check_inputs(conditions: list[Condition]) -> None:
+def check_inputs(conditions: list[Condition]) -> Plan:
     """Builds every arm with its Trainer and prepares every dataset, so that mistakes are found before any training.
 
     Raises:
@@ -215,126 +191,70 @@ def check_inputs(conditions: list[Condition]) -> None:
     """
     from lightning_app.cli import InfluenceCLI, PrepareData
 
+    passes: dict[str, float] = {}
     with quiet():
         for condition in {condition.arm: condition for condition in reversed(conditions)}.values():
-            trainer = InfluenceCLI(command_line(condition), run=False).trainer
+            cli = InfluenceCLI(command_line(condition), run=False)
+            trainer = cli.trainer
             if trainer.world_size > 1:
                 raise UsageError(
                     f"Arm {condition.arm} asks for {trainer.num_devices} devices on {trainer.num_nodes} nodes. An "
-                    "experiment runs each condition on one: leave trainer.devices and trainer.num_nodes at 1."
+                    "experiment runs each condition on one: leave trainer.devices and trainer.num_nodes at 1. To run "
+                    "several conditions at once, give --devices."
                 )
+            passes[condition.arm] = passes_of(cli.model, trainer)
+            del cli
             gc.collect()
-        for condition in {(condition.dataset, condition.seed): condition for condition in conditions}.values():
-            PrepareData(command_line(condition))
+        data = {
+            (condition.dataset, condition.seed): PrepareData(command_line(condition)).datamodule
+            for condition in {(condition.dataset, condition.seed): condition for condition in conditions}.values()
+        }
+    costs = {c: tokens_of(passes[c.arm], data[c.dataset, c.seed]) for c in conditions}
+    return Plan(*devices_of(trainer), costs)
 
 
-def run_conditions(conditions: list[Condition], todo: list[Condition], overwrite: bool = False) -> dict[Condition, str]:
-    """Runs, in order, the conditions that are to do, and says of the others that they are complete.
+def run_conditions(
+    conditions: list[Condition], todo: list[Condition], costs: Mapping[Condition, int], workers: Workers
+) -> dict[Condition, str]:
+    """Runs the conditions that are to do, and says of the others that they are complete.
 
     Returns:
         The reason of each failure; empty if all are complete.
     """
-    failures: dict[Condition, str] = {}
-    for number, condition in enumerate(conditions, 1):
-        label = f"[{number}/{len(conditions)}] {condition}"
+    labels = {condition: f"[{number}/{len(conditions)}] {condition}" for number, condition in enumerate(conditions, 1)}
+    for condition in conditions:
         if condition not in todo:
-            print(f"{label}: complete, {_headline(condition)}", flush=True)
-            continue
-        resumes = condition.last_checkpoint and not overwrite
-        print(f"{label}: {'going on after its last whole epoch' if resumes else 'running'}", flush=True)
-        start = perf_counter()
-        failure = _try(condition, overwrite)
-        if failure:
-            failures[condition] = failure
-            print(f"{label}: FAILED, the reason is told at the end", flush=True)
-        else:
-            print(f"{label}: {_headline(condition)} in {perf_counter() - start:.0f} s", flush=True)
+            print(f"{labels[condition]}: complete, {_headline(condition)}", flush=True)
+    failures: dict[Condition, str] = {}
+    started: dict[Condition, float] = {}
+    with tqdm(total=len(todo), unit="condition", disable=not (workers.largest_first and sys.stderr.isatty())) as bar:
+        for event in run_all(todo, costs, workers):
+            condition, label = event.condition, labels[event.condition]
+            if event.kind == "start":
+                started[condition] = perf_counter()
+                line = f"{label}: {'going on after its last whole epoch' if condition.last_checkpoint else 'running'}"
+            elif event.failure:
+                failures[condition] = event.failure
+                line = f"{label}: FAILED, the reason is told at the end"
+            else:
+                line = f"{label}: {_headline(condition)} in {perf_counter() - started[condition]:.0f} s"
+            bar.write(line)
     return failures
 
 
-def _try(condition: Condition, overwrite: bool) -> str | None:
-    """Runs a condition; returns why it failed. A fault of ours leaves its traceback in the experiment's folder."""
-    try:
-        run_condition(condition, overwrite)
-    except Exception as error:  # one condition's fault must not cost the others; it is told, kept and counted
-        mistake = user_mistake(error)
-        if mistake:
-            return str(mistake)
-        return f"{type(error).__name__}: {error} ({_keep_traceback(condition)})"
-    finally:
-        gc.collect()
-    return None
+def _run_todo(options: Namespace, conditions: list[Condition], todo: list[Condition]) -> dict[Condition, str]:
+    """Checks and runs the conditions on what is asked for: this process, several devices, or a cluster."""
+    if options.engine == "ray" and todo:
+        from lightning_app.cluster import RayCluster
 
-
-def _keep_traceback(condition: Condition) -> str:
-    try:
-        write_text(condition.error_file, traceback.format_exc())
-    except OSError as unwritable:
-        traceback.print_exc()
-        return f"its traceback, above, could not be written: {unwritable}"
-    return f"traceback: {condition.error_file}"
-
-
-def run_condition(condition: Condition, overwrite: bool = False) -> None:
-    """Fits and validates one condition by the same code as `influence fit` and `influence validate`.
-
-    A fit that was stopped goes on after its last whole epoch, unless it is to be overwritten.
-    """
-    from lightning_app.cli import InfluenceCLI
-
-    last = None if overwrite else condition.last_checkpoint
-    if not last and condition.folder.exists():
-        (condition.folder / METRICS_FILE).unlink(missing_ok=True)  # first: a half deleted folder is not complete
-        shutil.rmtree(condition.folder)
-    settings = {"digest": condition.digest(), "settings": condition.settings()}
-    write_json(condition.folder / CONDITION_FILE, settings)
-    with quiet():
-        resume = [f"--ckpt_path={last}"] if last else []
-        cli = InfluenceCLI(["fit", *command_line(condition), *resume])
-        checkpoints = Path(cli.trainer.default_root_dir) / "checkpoints"
-        best = checkpoints / "best.ckpt"
-        cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=best, weights_only=True, verbose=False)
-    (checkpoints / "last.ckpt").unlink(missing_ok=True)
-
-
-def command_line(condition: Condition) -> list[str]:
-    """The words after `influence fit` that run this condition alone."""
-    experiment = condition.folder.parents[2]
-    words = [word for path in condition.configs for word in ("-c", str(path))]
-    words += [f"--outputs={experiment.parent}", f"--experiment={experiment.name}"]
-    words += [f"--seed_everything={condition.seed}", *condition.args]
-    return [*words, f"--trainer.enable_progress_bar={str(sys.stderr.isatty()).lower()}"]
-
-
-EXPECTED_WARNINGS = (
-    ".*does not have many workers.*",  # rows are tokenised beforehand: a worker would have nothing to do
-    ".*smaller than the logging interval.*",
-    ".*module\\(s\\) in eval mode at the start of training.*",  # a frozen backbone
-    ".*this fit will run with no optimizer.*",  # `tune: none`
-    ".*Checkpoint directory .* exists and is not empty.*",  # a fit that goes on
-    ".*treespec, LeafSpec.*",
-    ".*is_gradient_checkpointing.*",
-)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Leaves out what Lightning tells of each run; warnings of ours and of torch stay."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "transformers")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        for message in EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", message=message)
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        with RayCluster(todo, options.address, options.num_cpus, options.storage) as cluster:
+            return run_conditions(conditions, todo, cluster.check(check_inputs, todo).costs, cluster)
+    if not todo or options.devices == 1:
+        costs = check_inputs(todo).costs if todo else {}
+        return run_conditions(conditions, todo, costs, InProcess())
+    plan = call_in_process(check_inputs, todo)
+    with Processes(options.devices, plan) as workers:
+        return run_conditions(conditions, todo, plan.costs, workers)
 
 
 def _headline(condition: Condition) -> str:
@@ -345,6 +265,7 @@ def _headline(condition: Condition) -> str:
 def main(argv: list[str]) -> int:
     """Runs an experiment; 0 if every condition is complete, 1 if one failed."""
     options = parse_options(argv)
+    check_engine(options)
     folder = experiment_folder(options)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -358,13 +279,15 @@ def main(argv: list[str]) -> int:
 
 def _run(options: Namespace, folder: Path) -> int:
     conditions = build_conditions(options, folder)
+    if options.storage:
+        from lightning_app.cluster import Storage
+
+        Storage(options.storage).fetch(folder.name, folder)  # what this machine does not have yet
     if not options.overwrite:
         check_settings(conditions)
     todo = [condition for condition in conditions if options.overwrite or not condition.is_complete]
     print(f"{folder}: {len(conditions)} conditions, {len(conditions) - len(todo)} of them complete", flush=True)
-    if todo:
-        check_inputs(todo)
-    failures = run_conditions(conditions, todo, options.overwrite)
+    failures = _run_todo(options, conditions, todo)
     for condition, reason in failures.items():
         print(f"failed: {condition}: {reason}", file=sys.stderr, flush=True)
     if any(condition.is_complete for condition in conditions):

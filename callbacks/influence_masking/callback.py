@@ -28,7 +28,7 @@ from influence_masking.reporting import PREFIX, held_gradient, log_held_gradient
 from influence_masking.scores import ScoreFunction, resolve_score, score_name
 from influence_masking.selection import Scope, Tail
 from influence_masking.snapshot import MATCHED, Snapshot
-from influence_masking.strategies import check_strategy, gradient_processes, restores_late
+from influence_masking.strategies import check_strategy, gradient_processes, restores_late, run_pending
 from influence_masking.training_step import muted, training_loss
 
 DEFAULT_FRACTION = 0.05
@@ -203,6 +203,7 @@ class InfluenceMasking(Callback):
         """Gives the held weights their values again, whoever changed them; sends what was kept to the loggers."""
         if self._hold:
             self._hold.restore()
+            run_pending(trainer.strategy.root_device)
         for step, norm in self._unlogged:
             log_held_gradient(trainer, step, norm, self._log_prefix(trainer))
         self._unlogged = []

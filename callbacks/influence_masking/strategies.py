@@ -1,5 +1,6 @@
 """The ways of training that a mask has been tested under."""
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import Strategy
 from torch.distributed import group
@@ -34,3 +35,11 @@ def gradient_processes(trainer: Trainer) -> Processes:
     if type(trainer.strategy).__name__ != "DDPStrategy" or trainer.world_size == 1:
         return ALONE
     return Processes(group.WORLD, trainer.strategy.root_device)
+
+
+def run_pending(device: torch.device) -> None:
+    """Has XLA run what was asked of it so far: left for later, it would make another program of the next step."""
+    if device.type == "xla":
+        import torch_xla
+
+        torch_xla.sync()

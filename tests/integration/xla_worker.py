@@ -15,12 +15,12 @@ import torch_xla.debug.metrics as xla
 
 torch_xla._internal.tpu.num_available_devices = lambda: 1
 
-from lightning_app import experiment  # noqa: E402
+from lightning_app import conditions  # noqa: E402
 from lightning_app.__main__ import main  # noqa: E402
 from modules.classifier import Classifier  # noqa: E402
 
 COUNTS: list[tuple[str, int]] = []
-WHOLE_EPOCH_START, WHOLE_RUN = Classifier.on_train_epoch_start, experiment.run_condition
+WHOLE_EPOCH_START, WHOLE_RUN = Classifier.on_train_epoch_start, conditions.run_condition
 
 
 def count(name: str) -> None:
@@ -38,15 +38,15 @@ def on_train_epoch_start(module: Classifier) -> None:
     WHOLE_EPOCH_START(module)
 
 
-def run_condition(condition: experiment.Condition, overwrite: bool) -> None:
+def run_condition(condition: conditions.Condition, verbose: bool) -> None:
     """Counts at the start of a condition."""
     count(condition.arm)
-    WHOLE_RUN(condition, overwrite)
+    WHOLE_RUN(condition, verbose)
 
 
 if __name__ == "__main__":
     Classifier.on_train_epoch_start = on_train_epoch_start
-    experiment.run_condition = run_condition
+    conditions.run_condition = run_condition
     status = main(sys.argv[1:])
     count("end")
     fallbacks = {name: xla.counter_value(name) for name in xla.counter_names() if name.startswith("aten::")}

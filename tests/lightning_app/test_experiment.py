@@ -4,17 +4,17 @@ import pytest
 from filelock import FileLock
 from jsonargparse import ArgumentError
 
+from lightning_app.conditions import CONDITION_FILE, command_line
 from lightning_app.errors import UsageError
 from lightning_app.experiment import (
-    CONDITION_FILE,
     build_conditions,
     check_settings,
-    command_line,
     experiment_folder,
     main,
     parse_options,
     run_conditions,
 )
+from lightning_app.workers import InProcess
 
 
 def conditions_of(*words: str):
@@ -131,14 +131,14 @@ def test_two_experiments_do_not_share_a_folder(tmp_path):
 
 
 def test_a_traceback_that_cannot_be_kept_is_printed_and_costs_nothing(tmp_path, monkeypatch, capsys):
-    def fail(condition, overwrite):
+    def fail(condition, verbose):
         raise RuntimeError("the machine is on fire")
 
-    monkeypatch.setattr("lightning_app.experiment.run_condition", fail)
+    monkeypatch.setattr("lightning_app.conditions.run_condition", fail)
     conditions = conditions_of("--outputs", str(tmp_path), "--datasets", "sst2", "--name", "mine")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "errors").write_text("a file where a folder should be")
-    failures = run_conditions(conditions, conditions)
+    failures = run_conditions(conditions, conditions, {}, InProcess())
     assert len(failures) == len(conditions)
     assert all("on fire" in reason and "could not be written" in reason for reason in failures.values())
     assert "Traceback" in capsys.readouterr().err

@@ -1,0 +1,69 @@
+"""An experiment on a Ray cluster of two nodes of this machine."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from integration_helpers import ARMS, environment, metrics_of, predictions_of, run_influence, table_of
+
+pytest.importorskip("ray", reason="needs the extra `cluster`")
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Any]:
+    """A cluster whose head runs nothing, and two nodes that run a condition each."""
+    os.environ |= environment(RAY_USAGE_STATS_ENABLED="0", OMP_NUM_THREADS="1")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    yield cluster
+    cluster.shutdown()
+
+
+def assert_equal_results(ours: Path, theirs: Path, arms: tuple[str, ...] = ARMS) -> None:
+    for arm in arms:
+        here, there = (folder / "docstrings" / arm / "seed0" for folder in (ours, theirs))
+        assert metrics_of(here) == metrics_of(there), arm
+        assert predictions_of(here) == predictions_of(there), arm
+
+
+def test_a_node_that_dies_costs_nothing(nodes, study, study_words, tmp_path):
+    words = [sys.executable, "-m", "lightning_app", *study_words, "--engine", "ray", "--address", nodes.address]
+    with subprocess.Popen(
+        words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        folder = tmp_path / "outputs" / study.name
+        while run.poll() is None and len(list(folder.rglob("condition.json"))) < 3:
+            time.sleep(0.05)
+        nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+        printed, errors = run.communicate(timeout=600)
+    nodes.add_node(num_cpus=1)
+    assert run.returncode == 0, printed + errors
+    assert table_of(printed) == table_of((study.parents[1] / "printed.txt").read_text())
+    assert_equal_results(folder, study)
+
+
+def test_results_travel_through_a_storage_that_no_node_sees_as_a_folder(nodes, study, study_words, tmp_path):
+    words = [
+        *study_words[: study_words.index("--arms")],
+        "--arms",
+        "influence",
+        *study_words[study_words.index("--backbone") :],
+    ]
+    engine = ["--engine", "ray", "--address", nodes.address, "--storage", (tmp_path / "bucket").as_uri()]
+    done = run_influence(*words, *engine, cwd=tmp_path, HOME=str(tmp_path / "home"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    here = tmp_path / "outputs" / study.name
+    assert_equal_results(here, study, ("baseline", "influence"))
+    assert not list(here.rglob("*.ckpt"))
+    assert len(list((tmp_path / "bucket").rglob("best.ckpt"))) == 2
+    again = run_influence(*words, *engine, "--outputs", "elsewhere", cwd=tmp_path)
+    assert "2 conditions, 2 of them complete" in again.stdout
