@@ -2,11 +2,14 @@
 #   make demo    sets up, then runs the study on the embedded default: no download of data or models
 #   make test    sets up, then runs the tests
 #   make lint    sets up, then checks style, format and types
+#   make test-tpu    the TPU's tests on XLA's CPU runtime, in an environment of its own, .venv-tpu (7 GB: torch 2.9 is
+#                    a CUDA build on PyPI); TPU_ENV=FOLDER keeps it elsewhere
 
 PYTHON ?= python3
 BIN := .venv/bin
+TPU_ENV ?= .venv-tpu
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-tpu lint clean
 
 demo: .venv/installed-demo
 	$(BIN)/influence experiment -c configs/demo.yaml
@@ -19,6 +22,14 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+test-tpu: $(TPU_ENV)/installed
+	PJRT_DEVICE=CPU $(TPU_ENV)/bin/python -m pytest tests/integration/test_xla.py callbacks/tests/test_xla.py
+
+$(TPU_ENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(TPU_ENV)
+	$(TPU_ENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[tpu,test]'
+	@touch $@
+
 .venv/installed-%: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version.split()[0] + ". Name one: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
@@ -26,4 +37,4 @@ lint: .venv/installed-dev
 	@touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-tpu

@@ -14,7 +14,7 @@ from integration_helpers import ARMS, environment, metrics_of, predictions_of, r
 
 from influence_masking import Mask
 
-pytest.importorskip("torch_xla", reason="needs torch 2.9 with torch_xla 2.9: make test-tpu")
+pytest.importorskip("torch_xla", reason="make test-tpu runs these, with torch 2.9 and torch_xla 2.9")
 
 LENGTHS = (48, 64)
 ONCE = 28
@@ -100,6 +100,17 @@ def test_a_killed_fit_goes_on_and_ends_with_the_same_results(study, words, tmp_p
     assert "going on after its last whole epoch" in resumed.stdout
     assert predictions_of(run_folder(tmp_path, "lora")) == predictions_of(run_folder(study[0], "lora"))
     assert metrics_of(run_folder(tmp_path, "lora")) == metrics_of(run_folder(study[0], "lora"))
+
+
+def test_two_chips_run_a_condition_each_with_the_same_results(study, words, tmp_path):
+    done = run_on_xla(*words, "--arms", "influence", "lora", "--devices", "2", cwd=tmp_path, CHIPS="2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for arm in ("baseline", "influence", "lora"):
+        assert predictions_of(run_folder(tmp_path, arm)) == predictions_of(run_folder(study[0], arm))
+        assert metrics_of(run_folder(tmp_path, arm)) == metrics_of(run_folder(study[0], arm))
+    refused = run_on_xla(*words, "--arms", "baseline", "full_ft", "--devices", "3", cwd=tmp_path, CHIPS="2")
+    assert refused.returncode == 2
+    assert "--devices is 3, found 2 TPU chips. Give 1 to 2." in refused.stderr
 
 
 @pytest.mark.parametrize(
