@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +46,8 @@ class TextDataModule(LightningDataModule, ABC):
         tokenizer: hub id or folder of a tokenizer.
         batch_size: rows of a training batch, on each device.
         eval_batch_size: rows of a batch of dev or eval.
+        eval_tokens: tokens of a batch of dev or eval, padding included, instead of ``eval_batch_size`` rows: what a GPU
+            needs to be busy. None: rows. Measures are the same but for rounding.
         max_length: tokens a text is cut to.
         head_init_size: rows that the head of the baseline start is trained on.
         train_size: rows that the arms are trained on and that masks are made from.
@@ -81,6 +83,7 @@ class TextDataModule(LightningDataModule, ABC):
         tokenizer: str,
         batch_size: int = 16,
         eval_batch_size: int = 64,
+        eval_tokens: int | None = None,
         max_length: int = 128,
         head_init_size: int = 500,
         train_size: int = 1000,
@@ -99,6 +102,7 @@ class TextDataModule(LightningDataModule, ABC):
         self.tokenizer_path = tokenizer
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
+        self.eval_tokens = eval_tokens
         self.max_length = max_length
         self.sizes = SplitSizes(head_init_size, train_size, dev_size, eval_size)
         self.calibration_size = calibration_size
@@ -169,7 +173,7 @@ class TextDataModule(LightningDataModule, ABC):
         rows = self._rows[self.train_on]
         fill = bool(self.pad_lengths)
         sampler = BatchSampler(rows.widths, self.batch_size, shuffle=True, seed=self.seed, fill=fill, **self._ranks())
-        return ResumableDataLoader(rows, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+        return ResumableDataLoader(rows, batch_size=None, sampler=sampler, **self._loading())
 
     def val_dataloader(self) -> Batches:
         """Returns ``early_stop_on`` during a fit, eval when validating, and dev where there is no trainer."""
@@ -200,17 +204,24 @@ class TextDataModule(LightningDataModule, ABC):
 
     def split_key(self, split: str) -> str:
         """Returns a digest of the rows of ``split``, their tokens, and how :meth:`ordered_dataloader` batches them."""
-        lengths = json.dumps([self.eval_batch_size, self.pad_lengths])
+        lengths = json.dumps([self.eval_batch_size, self.eval_tokens, self.pad_lengths])
         return text_digest(self._tokens_digest, split, lengths)
 
     def ordered_dataloader(self, split: str) -> Batches:
         """Returns every row of ``split`` once, longest first; this rank's share in a distributed run."""
-        return self._ordered(self._rows[split], self.eval_batch_size, fill=bool(self.pad_lengths), **self._ranks())
+        options = {"tokens": self.eval_tokens, "fill": bool(self.pad_lengths)}
+        return self._ordered(self._rows[split], self.eval_batch_size, **options, **self._ranks())
 
-    def _ordered(self, rows: TokenizedRows, batch_size: int, fill: bool = False, **ranks: int) -> Batches:
-        shortest = 0.0 if self.pad_lengths else SHORTEST
-        sampler = BatchSampler(rows.widths, batch_size, shuffle=False, shortest=shortest, fill=fill, **ranks)
-        return DataLoader(rows, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+    def _ordered(self, rows: TokenizedRows, batch_size: int, **options: Any) -> Batches:
+        """Rows are of about one length, unless batches are to be full: to a GPU a small one costs as much."""
+        shortest = 0.0 if self.pad_lengths or options.get("tokens") else SHORTEST
+        sampler = BatchSampler(rows.widths, batch_size, shuffle=False, shortest=shortest, **options)
+        return DataLoader(rows, batch_size=None, sampler=sampler, **self._loading())
+
+    def _loading(self) -> dict[str, Any]:
+        """Returns how batches are made; a GPU fetches from pinned memory while it computes."""
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return {"num_workers": self.num_workers, "pin_memory": on_gpu}
 
     def _ranks(self) -> dict[str, int]:
         """Returns how many processes share the data and which of them this is; nothing when it is alone."""
@@ -290,6 +301,9 @@ class TextDataModule(LightningDataModule, ABC):
         _require(self.num_workers >= 0, "num_workers", self.num_workers, "0 or more")
         _require(self.train_on in get_args(TrainOn), "train_on", self.train_on, "'train' or 'head_init'")
         _require(self.early_stop_on in get_args(EarlyStopOn), "early_stop_on", self.early_stop_on, "'dev' or 'eval'")
+        budget = self.eval_tokens
+        fits = budget is None or (budget >= self.max_length and not self.pad_lengths)
+        _require(fits, "eval_tokens", budget, f"at least max_length, {self.max_length}, and None beside pad_lengths")
         reaches = self.pad_lengths is None or max(self.pad_lengths, default=0) >= self.max_length
         _require(reaches, "pad_lengths", self.pad_lengths, f"lengths up to max_length, {self.max_length}")
 

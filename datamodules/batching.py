@@ -23,15 +23,21 @@ IGNORED_LABEL = -100
 """What ``torch.nn.functional.cross_entropy`` leaves out."""
 
 
-def sorted_batches(lengths: Sequence[int], batch_size: int, shortest: float = SHORTEST) -> list[list[int]]:
+def sorted_batches(
+    lengths: Sequence[int], batch_size: int, shortest: float = SHORTEST, tokens: int | None = None
+) -> list[list[int]]:
     """Cuts the rows, longest first, into batches of at most ``batch_size`` rows of about the same length.
 
     Longest first, so that a batch too large for the memory fails at once. ``shortest`` is the length of a batch's
-    shortest row, at least, as a part of its longest; with 0 all batches but the last have ``batch_size`` rows.
+    shortest row, at least, as a part of its longest; with 0 all batches but the last have ``batch_size`` rows. With
+    ``tokens`` a batch has as many rows as make so many tokens, padding included, and at least one, instead of
+    ``batch_size``.
     """
     batches: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-        if not batches or len(batches[-1]) == batch_size or lengths[row] < shortest * lengths[batches[-1][0]]:
+        longest = lengths[batches[-1][0]] if batches else 0
+        most = max(1, tokens // max(longest, 1)) if tokens else batch_size
+        if not batches or len(batches[-1]) == most or lengths[row] < shortest * longest:
             batches.append([])
         batches[-1].append(row)
     return batches
@@ -72,6 +78,7 @@ class BatchSampler(DistributedSampler[list[int]]):
         num_replicas: ranks that share the rows.
         rank: which of them this is.
         shortest: as for :func:`sorted_batches`.
+        tokens: as for :func:`sorted_batches`.
         fill: bring batches that are too short to ``batch_size`` by ``NO_ROW``.
     """
 
@@ -84,10 +91,12 @@ class BatchSampler(DistributedSampler[list[int]]):
         num_replicas: int = 1,
         rank: int = 0,
         shortest: float = SHORTEST,
+        tokens: int | None = None,
         fill: bool = False,
     ) -> None:
         super().__init__(cast(Any, lengths), num_replicas, rank, shuffle, seed)
         self.shortest = shortest
+        self.tokens = tokens
         self.fill = fill
         self.lengths = lengths
         self.batch_size = batch_size
@@ -118,7 +127,8 @@ class BatchSampler(DistributedSampler[list[int]]):
     def _deal(self) -> list[list[int]]:
         """Returns every ``num_replicas``-th batch, from ``rank`` on."""
         if not self.shuffle:
-            return sorted_batches(self.lengths, self.batch_size, self.shortest)[self.rank :: self.num_replicas]
+            batches = sorted_batches(self.lengths, self.batch_size, self.shortest, self.tokens)
+            return batches[self.rank :: self.num_replicas]
         batches = grouped_batches(self.lengths, self.batch_size, self.seed, self.epoch)
         total = len(batches) + -len(batches) % self.num_replicas
         return [batches[index % len(batches)] for index in range(self.rank, total, self.num_replicas)]

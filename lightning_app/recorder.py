@@ -76,10 +76,13 @@ class Recorder(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
-        """Keeps the rows, labels and logits of the eval split."""
+        """Keeps the rows, labels and logits of the eval split.
+
+        They stay on a GPU, which would else wait after each batch; XLA would make the next batch part of its program.
+        """
         if trainer.state.fn != "fit":
-            batch = {key: value.cpu() for key, value in outputs.items()}
-            self._batches.append({key: value[batch["row"] >= 0] for key, value in batch.items()})
+            on_xla = trainer.strategy.root_device.type == "xla"
+            self._batches.append({key: value.cpu() if on_xla else value for key, value in outputs.items()})
 
     on_test_batch_end = on_validation_batch_end
     on_predict_batch_end = on_validation_batch_end
@@ -101,7 +104,7 @@ class Recorder(Callback):
 
     def _predictions(self) -> pa.Table:
         """Columns `row`, `label` and `logits` (a list a row) of all processes, in the order of the source's rows."""
-        batches = self._batches
+        batches = [_in_one(self._batches)] if self._batches else []
         if torch.distributed.is_initialized():
             everyone: list[Any] = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(everyone, batches)
@@ -152,6 +155,12 @@ class Recorder(Callback):
                 logger.log_hyperparams(condition, {f"eval/{name}": value for name, value in metrics.items()})
                 logger.experiment.add_text("condition", condition_card(record))
         write_json(folder / METRICS_FILE, record)
+
+
+def _in_one(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The batches end to end on the CPU, without the places that have no row."""
+    whole = {key: torch.cat([batch[key] for batch in batches]).cpu() for key in batches[0]}
+    return {key: value[whole["row"] >= 0] for key, value in whole.items()}
 
 
 def _masking_record(callback: InfluenceMasking) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 EMBEDDED_NAME = "all-MiniLM-L6-v2"
@@ -95,7 +96,7 @@ def default_pooling(backbone: PreTrainedModel) -> Pooling:
 
 
 def visible(attention_mask: Tensor, pooling: Pooling) -> Tensor | None:
-    """What the backbone is told of right padding, so that nothing is read back from the device.
+    """What the backbone is told of right padding, so that no mask is read back from the device.
 
     A causal backbone never looks from a token to its right: without a mask it takes the attention kernel's fast path.
     On XLA, where even transformers' look at the mask would end the program, it is told who sees whom.
@@ -130,6 +131,19 @@ def pool(hidden: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
         return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
     last = attention_mask.sum(1).sub(1).clamp(min=0)
     return hidden.gather(1, last.view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])).squeeze(1)
+
+
+def compile_layers(backbone: nn.Module, backend: str = "inductor") -> None:
+    """Has each transformer layer compiled in place when it is first called; modules and their names stay as they are.
+
+    One layer is compiled and serves all, for batches of any size and length; the whole model would take as many times
+    longer to compile as it has layers. Training, evaluation, the gradient of a mask and a batch of one row are programs
+    of their own, and so are adapters: more of them than torch keeps by default before it gives up compiling.
+    """
+    torch._dynamo.config.recompile_limit = 64
+    for layer in backbone.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.compile(dynamic=True, backend=backend)
 
 
 def backbone_fingerprint(backbone: nn.Module) -> str:

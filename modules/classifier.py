@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PretrainedConfig, get_linear_schedule_with_warmup
 
-from modules.backbone import backbone_fingerprint, default_pooling, load_backbone, pool, visible
+from modules.backbone import backbone_fingerprint, compile_layers, default_pooling, load_backbone, pool, visible
 from modules.features import Batch, FeatureCache, Features, extract
 from modules.measures import Measures
 from modules.start import Start
@@ -42,6 +42,7 @@ class Classifier(LightningModule):
         learning_rate: Peak learning rate of AdamW.
         weight_decay: AdamW's decay of matrices; biases and norms are not decayed.
         warmup_ratio: Share of the steps over which the learning rate rises linearly; then it falls linearly to 0.
+        compile: Compile the backbone's layers by `torch.compile`, once for all batches: for long fits on a GPU.
         start: File of the baseline start (`start.safetensors`). None begins with a random head.
         seed: Seed of the condition; recorded in the start, and seeds random masks.
 
@@ -61,6 +62,7 @@ class Classifier(LightningModule):
         learning_rate: float = 1e-3,
         weight_decay: float = 0.01,
         warmup_ratio: float = 0.1,
+        compile: bool = False,
         start: str | None = None,
         seed: int = 0,
     ) -> None:
@@ -86,6 +88,9 @@ class Classifier(LightningModule):
         self._train_features: Features | None = None
         self._eval_features: Features | None = None
         self.adapt()
+        self.compiled = compile
+        if compile:
+            compile_layers(self.backbone)
 
     def _new_head(self, config: PretrainedConfig) -> nn.Linear:
         """As transformers initialises a classification head: normal, 0.02 wide unless the configuration says else."""
@@ -157,7 +162,8 @@ class Classifier(LightningModule):
         trains = any(parameter.requires_grad for parameter in self.backbone.parameters())
         if datamodule is None or trains or is_part or trainer.world_size > 1:
             return None
-        key, split = f"{self.backbone_state()}/{trainer.precision}/{self.device}", split_of(datamodule)
+        arithmetic = f"{trainer.precision}/{self.device}/{self.compiled}"
+        key, split = f"{self.backbone_state()}/{arithmetic}", split_of(datamodule)
         return SHARED_FEATURES.get(key, datamodule.split_key(split), lambda: self._extract(split))
 
     def _extract(self, split: str) -> Features:

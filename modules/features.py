@@ -40,12 +40,17 @@ def extract(encode: Callable[[Batch], Tensor], batches: Iterable[Batch], device:
     rows, vectors = [], []
     with torch.inference_mode(False), torch.no_grad():  # a head trains on them: inference tensors would refuse
         for batch in tqdm(batches, desc="Features", unit="batch", leave=False, disable=not bar):
-            vectors.append(encode(batch).cpu())  # a batch at a time, also where XLA would wait for all of them
+            vectors.append(_kept(encode(batch)))
             rows.append(batch["row"].cpu())
     ids = torch.cat(rows)
     places = ids.new_zeros(int(ids.max()) + 2)  # one for -1, which stands where a batch has no row
     places[ids] = torch.arange(len(ids))
     return Features(places.to(device), torch.cat(vectors).to(device))
+
+
+def _kept(vectors: Tensor) -> Tensor:
+    """Leaves a GPU to the next batch at once; has XLA run this one, which would else wait for all of them."""
+    return vectors.cpu() if vectors.device.type == "xla" else vectors
 
 
 class FeatureCache:

@@ -56,7 +56,7 @@ def gradient_key(module: Any, candidates: Mapping[str, nn.Parameter], calibratio
         calibration: What it is taken over.
     """
     first = next(iter(candidates.values()))
-    arithmetic = (module.trainer.precision, first.device, first.dtype)
+    arithmetic = (module.trainer.precision, first.device, first.dtype, module.compiled)
     groups = (calibration.micro_batch_size, calibration.processes.count)
     digest = hashlib.sha256(f"{module.backbone_fingerprint} {arithmetic} {groups} {list(candidates)}".encode())
     tensors = [*module.head.parameters(), *(tensor for batch in calibration.batches for tensor in batch.data.values())]

@@ -35,6 +35,15 @@ def test_sorted_batches_have_every_row_once_longest_first_and_of_about_one_lengt
     assert all(len(batch) <= batch_size and lengths[batch[-1]] >= 0.9 * lengths[batch[0]] for batch in batches)
 
 
+@given(LENGTHS, st.integers(128, 2000))
+def test_batches_by_tokens_have_every_row_once_and_are_full(lengths, tokens):
+    batches = sorted_batches(lengths, 1, shortest=0, tokens=tokens)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    widths = [max(lengths[row] for row in batch) for batch in batches]
+    assert all(len(batch) == tokens // width for batch, width in zip(batches[:-1], widths, strict=False))
+    assert len(batches[-1]) <= tokens // widths[-1]
+
+
 def test_the_order_of_an_epoch_is_a_pure_function_of_seed_and_epoch():
     lengths = [1 + row * 37 % 60 for row in range(1000)]
     sampler = BatchSampler(lengths, 16, shuffle=True, seed=3)

@@ -178,6 +178,24 @@ def test_fixed_lengths_leave_one_shape_a_length(make_toy):
     assert all(len(batch["row"]) == 32 for batch in calibration[:-1])
 
 
+def test_a_budget_of_tokens_makes_large_batches_of_the_same_rows(make_toy):
+    module, plain = make_toy(eval_tokens=3000), make_toy()
+    for name in ("test_dataloader", "val_dataloader"):
+        batches = list(getattr(module, name)())
+        assert max(batch["input_ids"].numel() for batch in batches) <= 3000
+        assert 2 * len(batches) < len(list(getattr(plain, name)()))
+        assert sorted(rows_of(batches)) == sorted(rows_of(getattr(plain, name)()))
+    same = zip(module.calibration_dataloader(), plain.calibration_dataloader(), strict=True)
+    assert all(torch.equal(ours["row"], theirs["row"]) for ours, theirs in same)
+    assert module.split_key("eval") != plain.split_key("eval")
+
+
+@pytest.mark.parametrize("wrong", [{"eval_tokens": 127}, {"eval_tokens": 3000, "pad_lengths": [128]}])
+def test_a_budget_below_a_row_or_beside_fixed_lengths_is_refused(make_toy, wrong):
+    with pytest.raises(DataError, match=r"eval_tokens is .*at least max_length, 128, and None beside pad_lengths"):
+        make_toy(**wrong)
+
+
 def test_what_fills_a_batch_counts_nowhere(make_toy):
     last = list(make_toy(pad_lengths=[128], eval_batch_size=32, eval_size=40).test_dataloader())[-1]
     assert last["row"].tolist()[8:] == [-1] * 24

@@ -30,6 +30,18 @@ def test_logits_do_not_depend_on_the_padding(tiny_qwen, batch):
     torch.testing.assert_close(model(ids, mask)[1:2], alone, rtol=1e-5, atol=1e-6)
 
 
+def test_a_causal_backbone_takes_the_attention_kernels_path_for_causal_batches(tiny_qwen, batch, monkeypatch):
+    calls, attention = [], torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*args, attn_mask=None, is_causal=False, **kwargs):
+        calls.append((attn_mask, is_causal))
+        return attention(*args, attn_mask=attn_mask, is_causal=is_causal, **kwargs)
+
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", watched)
+    FullFineTuning(backbone=tiny_qwen, num_labels=3)(*batch)
+    assert calls == [(None, True)] * 2  # layers
+
+
 def test_mean_pooling_is_the_mean_over_real_tokens():
     hidden = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [100.0, 100.0]]])
     pooled = pool(hidden, torch.tensor([[1, 1, 0]]), "mean")
