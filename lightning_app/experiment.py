@@ -1,8 +1,6 @@
 """`influence experiment`: every condition of a grid dataset x arm x seed, then their comparison."""
 
 import gc
-import hashlib
-import json
 import logging
 import re
 import shutil
@@ -23,7 +21,8 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from lightning_app.configs import config_file, configs_folder, find_configs
 from lightning_app.errors import UsageError, user_mistake
-from lightning_app.files import METRICS_FILE, read_json, write_json, write_text
+from lightning_app.files import METRICS_FILE, check_name, read_json, write_json, write_text
+from lightning_app.records import read_condition, read_metrics, settings_digest
 
 CONDITION_FILE = "condition.json"
 QUICK_SIZE = 50
@@ -47,7 +46,7 @@ class Condition:
     def is_complete(self) -> bool:
         """Whether its metrics, which are written last, are there and whole."""
         try:
-            return {"accuracy", "macro_f1", "nll"} <= read_json(self.folder / METRICS_FILE).keys()
+            return bool(read_metrics(self.folder / METRICS_FILE))
         except (UsageError, FileNotFoundError, NotADirectoryError):
             return False
 
@@ -55,12 +54,16 @@ class Condition:
     def last_checkpoint(self) -> Path | None:
         """What a fit under the same settings left when it was stopped."""
         path = self.folder / "checkpoints" / "last.ckpt"
-        return path if zipfile.is_zipfile(path) and self.made_under()["digest"] == self.digest() else None
+        return (
+            path
+            if path.is_file() and zipfile.is_zipfile(path) and self.made_under()["digest"] == self.digest()
+            else None
+        )
 
     def made_under(self) -> dict[str, Any]:
         """The settings that the folder's content was made under, and their digest; None each if nothing says."""
         path = self.folder / CONDITION_FILE
-        return {"digest": None, "settings": None} | (read_json(path) if path.is_file() else {})
+        return {"digest": None, "settings": None} | (read_condition(path) if path.exists() else {})
 
     @property
     def error_file(self) -> Path:
@@ -73,7 +76,7 @@ class Condition:
 
     def digest(self) -> str:
         """SHA-256 of the settings."""
-        return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()
+        return settings_digest(self.settings())
 
 
 def build_parser() -> ArgumentParser:
@@ -134,7 +137,8 @@ def _join_lists(words: list[str]) -> list[str]:
 
 def experiment_folder(options: Namespace) -> Path:
     """`<outputs>/<name>`; without a name it is called after the backbone, and --quick has folders of its own."""
-    name = options.name or f"experiment-{Path(options.backbone).name}"
+    name = options.name if options.name is not None else f"experiment-{Path(options.backbone).name}"
+    check_name("--name", name)
     return Path(options.outputs) / (f"{name}-quick" if options.quick else name)
 
 
