@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -288,6 +289,8 @@ class TextDataModule(LightningDataModule, ABC):
 
     def _check_arguments(self) -> None:
         """Refuses sizes and names that cannot be meant, by name."""
+        plain = re.fullmatch(r"\w[\w .-]{0,99}", self.name) is not None  # a part of the names of cache files
+        _require(plain, "name", self.name, "up to 100 letters, digits, spaces, dots, hyphens and underscores")
         for name in ("batch_size", "eval_batch_size", "max_length"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for split, size in asdict(self.sizes).items():

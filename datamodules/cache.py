@@ -40,11 +40,21 @@ def cached_table(path: Path, key: Mapping[str, str], build: Callable[[], pa.Tabl
     if path.exists():
         try:
             return _read(path, key)
-        except (OSError, ValueError, KeyError, pa.ArrowException) as err:
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as err:
             rank_zero_warn(f"The cache file {path} is damaged ({err}): it is built again.")
     table = build()
-    _write(table.replace_schema_metadata({**key, "digest": table_digest(table)}), path)
+    _write(table.replace_schema_metadata({**key, "digest": _content_digest(table)}), path)
     return table
+
+
+def _content_digest(table: pa.Table) -> str:
+    """Returns a digest of names, values and, other than :func:`table_digest`, types: 1 is not 1.0."""
+    return text_digest(table_digest(table), *map(_type_name, table.schema.types))
+
+
+def _type_name(kind: pa.DataType) -> str:
+    """Returns the name of a type; a list's is that of its values, whose name in a schema Parquet changes."""
+    return f"list of {kind.value_type}" if pa.types.is_list(kind) else str(kind)
 
 
 def _values(column: pa.ChunkedArray) -> list[memoryview | bytes]:
@@ -68,9 +78,9 @@ def _text_bytes(chunk: pa.Array) -> memoryview:
 
 def _read(path: Path, key: Mapping[str, str]) -> pa.Table:
     """Reads a table and checks that it is the one that was written for ``key``."""
-    table = pq.read_table(path)
+    table = pq.read_table(path, partitioning=None)  # else a folder named a=b would become a column
     metadata = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
-    if metadata != {**key, "digest": table_digest(table)}:
+    if metadata != {**key, "digest": _content_digest(table)}:
         raise ValueError("its content does not match its digest")
     return table
 

@@ -18,7 +18,8 @@ def load_tokenizer(path: str, max_length: int) -> PreTrainedTokenizerBase:
         DataError: there is none at ``path``, or it takes fewer than ``max_length`` tokens.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=not is_reachable(path, "model"))
+        offline = not is_reachable(path, "model")
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=offline, trust_remote_code=False)
     except Exception as err:
         raise DataError(
             f"The tokenizer {path!r} could not be loaded, neither from a folder nor from {endpoint()} nor from a local "

@@ -8,7 +8,7 @@ from importlib import import_module
 from types import FrameType
 
 from lightning_app import __version__
-from lightning_app.errors import user_mistake
+from lightning_app.errors import printable, user_mistake
 
 LIGHTNING_COMMANDS = {
     "fit": "train one condition: a dataset, an arm, a seed",
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         mistake = user_mistake(error)
         if mistake is None:
             raise
-        print(f"influence {command}: error: {mistake}", file=sys.stderr)
+        print(f"influence {command}: error: {printable(str(mistake))}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, SystemExit) as stop:
         # Lightning ends a fit that Ctrl-C interrupts by an exit status of 1

@@ -18,9 +18,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from datamodules import TextDataModule
 from lightning_app.configs import configs_folder, find_configs
 from lightning_app.errors import UsageError, chain_of_causes
+from lightning_app.files import check_name
 from lightning_app.recorder import Recorder
 from modules import Classifier, StartError
 from modules.backbone import resolve_backbone
+from modules.checkpoints import CheckedCheckpointIO
 
 
 class SaveConfig(SaveConfigCallback):
@@ -86,6 +88,9 @@ class InfluenceCLI(LightningCLI):
         if isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise UsageError(f"seed_everything is {seed!r}, but must be a whole number from 0 to 2**32 - 1.")
 
+    def _parse_ckpt_path(self) -> None:
+        """Takes nothing from a checkpoint: LightningCLI would let one choose the class of the model."""
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the names that place a run, and the links between data and model."""
         parser.add_argument("--outputs", type=str, default="outputs", help="Folder of all results.")
@@ -106,13 +111,16 @@ class InfluenceCLI(LightningCLI):
         """Places the run: folder, logs and, for every arm but the baseline, the start it begins from.
 
         Raises:
-            UsageError: If a folder is named in another way than by these names, or a checkpoint does not exist.
+            UsageError: If a name is that of no folder, a folder is named in another way than by these names, or a
+                checkpoint does not exist.
         """
         config = self._run_config
-        dataset = config.dataset or config.data.class_path.rpartition(".")[2].lower()
-        arm = config.arm or config.model.class_path.rpartition(".")[2].lower()
+        dataset, arm = (
+            check_name(f"--{what}", named if named is not None else chosen.class_path.rpartition(".")[2].lower())
+            for what, named, chosen in (("dataset", config.dataset, config.data), ("arm", config.arm, config.model))
+        )
         seed = f"seed{config.seed_everything}"
-        experiment = Path(config.outputs) / config.experiment
+        experiment = Path(config.outputs) / check_name("--experiment", config.experiment)
         run = experiment / dataset / arm / seed
         if config.trainer.default_root_dir is not None:
             raise UsageError(
@@ -126,8 +134,9 @@ class InfluenceCLI(LightningCLI):
         if hasattr(logger, "init_args") and "save_dir" in logger.init_args:
             logger.init_args.save_dir = str(run)
         if self.subcommand:
-            if config.weights_only is None:
-                config.weights_only = True  # a checkpoint is read without executing anything in it
+            if config.weights_only is False:
+                raise UsageError("weights_only is false, but nothing in a checkpoint is ever executed. Leave it out.")
+            config.weights_only = True
             if self.subcommand != "fit":
                 config.ckpt_path = config.ckpt_path or str(run / "checkpoints" / "best.ckpt")
             if config.ckpt_path and not Path(config.ckpt_path).exists():
@@ -150,6 +159,7 @@ class InfluenceCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise UsageError(f"The Trainer cannot be made from the options trainer.*: {error}") from error
+        trainer.strategy.checkpoint_io = CheckedCheckpointIO(trainer.strategy.checkpoint_io)
         if isinstance(trainer.accelerator, XLAAccelerator):
             check_tpu(trainer)
         return trainer

@@ -1,8 +1,6 @@
 """One condition: a dataset, an arm and a seed, run by the same code as `influence fit` and `influence validate`."""
 
 import gc
-import hashlib
-import json
 import logging
 import shutil
 import sys
@@ -18,7 +16,8 @@ from typing import Any
 import yaml
 
 from lightning_app.errors import UsageError, user_mistake
-from lightning_app.files import METRICS_FILE, read_json, write_json, write_text
+from lightning_app.files import METRICS_FILE, write_json, write_text
+from lightning_app.records import read_condition, read_metrics, settings_digest
 
 CONDITION_FILE = "condition.json"
 
@@ -59,7 +58,7 @@ class Condition:
     def is_complete(self) -> bool:
         """Whether its metrics, which are written last, are there and whole."""
         try:
-            return {"accuracy", "macro_f1", "nll"} <= read_json(self.folder / METRICS_FILE).keys()
+            return bool(read_metrics(self.folder / METRICS_FILE))
         except (UsageError, FileNotFoundError, NotADirectoryError):
             return False
 
@@ -67,14 +66,14 @@ class Condition:
     def last_checkpoint(self) -> Path | None:
         """What a fit under the same settings left when it was stopped, unless it is to be overwritten."""
         path = self.folder / "checkpoints" / "last.ckpt"
-        if self.overwrite:
+        if self.overwrite or not path.is_file() or not zipfile.is_zipfile(path):
             return None
-        return path if zipfile.is_zipfile(path) and self.made_under()["digest"] == self.digest() else None
+        return path if self.made_under()["digest"] == self.digest() else None
 
     def made_under(self) -> dict[str, Any]:
         """The settings that the folder's content was made under, and their digest; None each if nothing says."""
         path = self.folder / CONDITION_FILE
-        return {"digest": None, "settings": None} | (read_json(path) if path.is_file() else {})
+        return {"digest": None, "settings": None} | (read_condition(path) if path.exists() else {})
 
     @property
     def log_file(self) -> Path:
@@ -92,7 +91,7 @@ class Condition:
 
     def digest(self) -> str:
         """SHA-256 of the settings."""
-        return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()
+        return settings_digest(self.settings())
 
 
 def try_condition(condition: Condition, verbose: bool = False) -> str | None:

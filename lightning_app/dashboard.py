@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from lightning_app import markdown
+from lightning_app.files import own_folder
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -43,7 +44,7 @@ def write_dashboard(study: "Study", page: "Page") -> Path:
     Returns:
         The folder of the runs: one an arm, and `overview` with the text cards and the layout of the custom pages.
     """
-    folder = study.folder / FOLDER
+    folder = own_folder(study.folder / FOLDER)
     shutil.rmtree(folder, ignore_errors=True)
     for arm, results in study.results.groupby("arm", sort=False):
         with _writer(folder / plain(arm)) as writer:

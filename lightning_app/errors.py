@@ -11,6 +11,8 @@ UNWRITABLE = (
     errno.ENOTDIR,
     errno.EISDIR,
     errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
 )
 
 
@@ -45,3 +47,8 @@ def chain_of_causes(error: BaseException) -> list[Exception]:
     while chain[-1].__cause__:
         chain.append(chain[-1].__cause__)
     return [link for link in chain if isinstance(link, Exception)]
+
+
+def printable(text: str) -> str:
+    """A text for the terminal, in which what comes from files and names cannot steer it: controls are spelled out."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text)

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from lightning_app.conditions import CONDITION_FILE, Condition, command_line, quiet
 from lightning_app.configs import config_file, configs_folder, find_configs
 from lightning_app.errors import UsageError
-from lightning_app.files import METRICS_FILE, read_json
+from lightning_app.files import METRICS_FILE, check_name, read_json
 from lightning_app.schedule import Plan, Workers, passes_of, run_all, tokens_of
 from lightning_app.workers import InProcess, Processes, call_in_process, devices_of
 
@@ -109,7 +109,8 @@ def check_engine(options: Namespace) -> None:
 
 def experiment_folder(options: Namespace) -> Path:
     """`<outputs>/<name>`; without a name it is called after the backbone, and --quick has folders of its own."""
-    name = options.name or f"experiment-{Path(options.backbone).name}"
+    name = options.name if options.name is not None else f"experiment-{Path(options.backbone).name}"
+    check_name("--name", name)
     return Path(options.outputs) / (f"{name}-quick" if options.quick else name)
 
 

@@ -1,9 +1,9 @@
-"""Files of results: written whole or not at all."""
+"""Files of results: named safely, written whole or not at all, and read strictly."""
 
 import json
-import os
+import uuid
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from lightning_app.errors import UsageError
@@ -15,10 +15,37 @@ FIT_FILE, METRICS_FILE = "fit.json", "metrics.json"
 PREDICTIONS_FILE, MASK_FILE, SWEEP_FILE = "predictions.parquet", "mask.safetensors", "sweep.json"
 
 
+def check_name(what: str, name: str) -> str:
+    """The name of a folder of results, unless it would lead to another place.
+
+    Raises:
+        UsageError: If it is not the name of one file or folder.
+    """
+    is_plain = name.isprintable() and name == name.strip() and name not in ("", "..")
+    if is_plain and all(kind(name).name == name for kind in (PurePosixPath, PureWindowsPath)):
+        return name
+    raise UsageError(
+        f"{what} is {name!r}, but must be the name of a folder: not empty, not . or .., without / \\ : and control "
+        "characters, and without spaces at its ends."
+    )
+
+
+def own_folder(path: Path) -> Path:
+    """Makes a folder that a report fills; one that is a link would have the files written elsewhere.
+
+    Raises:
+        UsageError: If there is a link.
+    """
+    if path.is_symlink():
+        raise UsageError(f"{path} is a symbolic link, through which nothing is written. Delete it.")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes a JSON object atomically."""
     text = json.dumps(content, indent=2, allow_nan=True) + "\n"
-    _write_atomically(path, lambda temporary: temporary.write_text(text))
+    _write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_parquet(path: Path, table: "pyarrow.Table") -> None:
@@ -30,7 +57,7 @@ def write_parquet(path: Path, table: "pyarrow.Table") -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically."""
-    _write_atomically(path, lambda temporary: temporary.write_text(text))
+    _write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -40,7 +67,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # none that a link could lie in wait under
     try:
         write(temporary)
         temporary.replace(path)
@@ -52,12 +79,21 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
+        FileNotFoundError: If there is no file.
         UsageError: If the file holds something else.
     """
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is no file. Delete it and run the condition again.")
     try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not a JSON file ({error}). Delete it and run the condition again.") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path} holds no JSON object. Delete it and run the condition again.")
     return content
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found

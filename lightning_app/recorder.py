@@ -20,10 +20,10 @@ from lightning_app.files import (
     METRICS_FILE,
     PREDICTIONS_FILE,
     SWEEP_FILE,
-    read_json,
     write_json,
     write_parquet,
 )
+from lightning_app.records import read_fit
 from modules import Sweep
 
 PACKAGES = ("torch", "lightning", "transformers", "datasets", "peft", "torchmetrics")
@@ -124,7 +124,7 @@ class Recorder(Callback):
         if not trainer.is_global_zero:
             return
         folder, datamodule = Path(trainer.default_root_dir), cast(Any, trainer).datamodule
-        fit = read_json(folder / FIT_FILE) if (folder / FIT_FILE).is_file() else {}
+        fit = read_fit(folder / FIT_FILE)
         seconds = fit.pop("seconds", {}) | {"evaluate": perf_counter() - self._started[stage]}
         metrics = {name.removeprefix("eval/"): float(value) for name, value in trainer.callback_metrics.items()}
         device = trainer.strategy.root_device
@@ -167,7 +167,7 @@ def _masking_record(callback: InfluenceMasking) -> dict[str, Any]:
     return {
         "masked_parameters": callback.num_masked,
         "candidate_parameters": callback.num_candidates,
-        "calibration_samples": cast(Any, callback.mask).provenance["num_samples"],
+        "calibration_samples": cast(Any, callback.mask).provenance.get("num_samples"),
         "predicted_change": callback.predicted_change,
         "measured_change": callback.measured_change,
         "gradient_shared": getattr(callback, "gradient_shared", False),

@@ -5,13 +5,15 @@ metric, `seed_intervals` gives each arm's mean over seeds, `differences` compare
 and `verdicts` applies a rule that was fixed before any result was seen. The constants below are that declaration.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import ArrowException
@@ -23,7 +25,8 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import ttest_power
 
 from lightning_app.errors import UsageError
-from lightning_app.files import METRICS_FILE, PREDICTIONS_FILE, read_json
+from lightning_app.files import METRICS_FILE, PREDICTIONS_FILE
+from lightning_app.records import read_metrics
 
 Pair = tuple[str, str]
 
@@ -45,6 +48,8 @@ ALPHA = 0.05
 
 POWER = 0.8
 """With which the smallest detectable difference is detected."""
+
+AGAIN = "Delete its folder and run the condition again."
 
 RESAMPLES = 2000
 ECE_BINS = 15
@@ -173,24 +178,72 @@ def read_evaluation(folder: Path) -> Evaluation:
     """Scores what a condition left in its folder: `metrics.json` for its name, `predictions.parquet` for the rest.
 
     Raises:
-        UsageError: If a file is missing, damaged or lacks what is needed, or as `evaluate` does.
+        UsageError: If a file is missing, damaged or lacks what is needed, the two disagree, or as `evaluate` does.
     """
     path = folder / PREDICTIONS_FILE
     missing = [name for name in (METRICS_FILE, PREDICTIONS_FILE) if not (folder / name).is_file()]
     if missing:
         raise UsageError(f"{folder} has no {' and no '.join(missing)}. Run the condition again.")
-    named = read_json(folder / METRICS_FILE)
+    metrics = read_metrics(folder / METRICS_FILE)
+    rows, labels, logits = _read_predictions(path)
+    if len(rows) != metrics["split_sizes"].get("eval", len(rows)):
+        raise UsageError(
+            f"{path} has {len(rows)} rows, but {METRICS_FILE} beside it speaks of {metrics['split_sizes']['eval']}. "
+            f"{AGAIN}"
+        )
     try:
-        table = pq.read_table(path)
-        rows, labels, logits = (table.column(name) for name in ("row", "label", "logits"))
-        flat = pc.list_flatten(logits).to_numpy()
-        widths = pc.unique(pc.list_value_length(logits)).to_pylist()
-        dataset, arm, seed = (named[key] for key in ("dataset", "arm", "seed"))
-    except (ArrowException, KeyError, OSError) as error:
-        raise UsageError(f"{path} is damaged or incomplete ({error}). Run the condition again.") from error
-    if len(widths) != 1 or not widths[0]:
-        raise UsageError(f"{path} has rows of {sorted(map(str, widths))} logits. Run the condition again.")
-    return evaluate(dataset, arm, seed, rows.to_numpy(), labels.to_numpy(), flat.reshape(-1, widths[0]))
+        found = evaluate(metrics["dataset"], metrics["arm"], metrics["seed"], rows, labels, logits)
+    except DivergedError as error:
+        if math.isfinite(metrics["nll"]):
+            raise UsageError(
+                f"{error} But its {METRICS_FILE} has a finite NLL, so {path} is damaged. {AGAIN}"
+            ) from error
+        raise
+    _check_agreement(path, metrics, found, logits)
+    return found
+
+
+def _read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows [n], labels [n] and logits [n, classes] of a file, which must be of the types that are written."""
+    try:
+        table = pq.read_table(path, partitioning=None)  # else a folder named a=b would become a column
+        columns = [table.column(name) for name in ("row", "label", "logits")]
+    except (ArrowException, KeyError, OSError, ValueError, TypeError) as error:
+        raise UsageError(f"{path} is damaged or incomplete ({error}). {AGAIN}") from error
+    kinds = [str(column.type).partition("<")[0] for column in columns]
+    numbers = getattr(columns[2].type, "value_type", None)
+    if kinds != ["int64", "int64", "list"] or numbers != pa.float64() or any(c.null_count for c in columns):
+        raise UsageError(
+            f"{path} has columns {table.schema.types}, but asked for are row and label as int64 and logits as lists of "
+            f"double, without nulls. {AGAIN}"
+        )
+    widths = pc.unique(pc.list_value_length(columns[2])).to_pylist()
+    flat = pc.list_flatten(columns[2])
+    if len(widths) != 1 or not widths[0] or flat.null_count:
+        raise UsageError(f"{path} has rows of {sorted(widths)} logits. {AGAIN}")
+    return columns[0].to_numpy(), columns[1].to_numpy(), flat.to_numpy().reshape(-1, widths[0])
+
+
+def _check_agreement(path: Path, metrics: Mapping[str, Any], found: Evaluation, logits: np.ndarray) -> None:
+    """Raises UsageError unless the predictions give the scores that the metrics hold.
+
+    Where the two highest logits of a row are all but equal, what was predicted depends on rounding: such rows are
+    granted.
+    """
+    highest = np.sort(logits, axis=1)[:, -2:]
+    granted = float((highest[:, -1] - highest[:, 0] < 1e-5).mean()) if logits.shape[1] > 1 else 0.0
+    allowed = {
+        "accuracy": 1e-5 + granted,
+        "macro_f1": 1e-5 + 4 * granted * logits.shape[1],
+        "nll": 1e-3 * metrics["nll"],
+    }
+    for name, tolerance in allowed.items():
+        recorded, recomputed = metrics[name], found.score(name)
+        if not abs(recorded - recomputed) <= tolerance + 1e-5:
+            raise UsageError(
+                f"{path} gives {name} {recomputed:.6g}, but {METRICS_FILE} beside it says {recorded:.6g}: one of them "
+                f"is not what the run wrote. {AGAIN}"
+            )
 
 
 def seed_intervals(evaluations: Iterable[Evaluation]) -> pd.DataFrame:

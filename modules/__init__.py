@@ -6,7 +6,8 @@ that every arm starts from), then the arms `baseline`, `influence`, `lora` and `
 
 from modules.backbone import BackboneError
 from modules.baseline import Baseline
-from modules.classifier import CheckpointError, Classifier, OptionError
+from modules.checkpoints import CheckpointError
+from modules.classifier import Classifier, OptionError
 from modules.full_ft import FullFineTuning
 from modules.influence import Influence
 from modules.lora import LoRA

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -58,12 +57,18 @@ def resolve_backbone(name: str) -> str:
 
 
 def load_backbone(name: str) -> PreTrainedModel:
-    """Loads the transformer without a task head, in float32 and in train mode.
+    """Loads the transformer without a task head, in float32 and in train mode; executes no code that comes with it.
 
     Raises:
         BackboneError: If it cannot be loaded; the message names what was looked for and how to work offline.
     """
-    backbone = _explained(AutoModel.from_pretrained, name, dtype=torch.float32)
+    options = {"trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}
+    backbone, found = _explained(AutoModel.from_pretrained, name, dtype=torch.float32, **options)
+    missing = [key for key in sorted(found["missing_keys"]) if not key.startswith("pooler.")]
+    if missing:
+        raise BackboneError(
+            f"The weights of the backbone {name!r} lack {missing[0]}, which would be random. Complete them."
+        )
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None  # pooling is ours; unused weights would be counted, decayed and saved
     backbone.config.use_cache = False  # keys and values of a text that is read once are of no use
@@ -73,15 +78,19 @@ def load_backbone(name: str) -> PreTrainedModel:
 def _explained(load, name: str, **kwargs):
     try:
         return load(resolve_backbone(name), **kwargs)
-    except (OSError, ValueError, SafetensorError) as error:
-        if isinstance(error, BackboneError):
-            raise
+    except BackboneError:
+        raise
+    except Exception as error:  # what lies in a folder may make transformers raise anything; the cause is kept
         raise BackboneError(
-            f"The backbone {name!r} could not be loaded from {_where(name)}: {str(error).strip().splitlines()[0]} "
-            "Check the name and the network; after one run online, HF_HUB_OFFLINE=1 works from the cache; a local "
-            f"folder made by save_pretrained works as well, and so does --backbone {EMBEDDED_NAME}, which needs no "
-            "network."
+            f"The backbone {name!r} could not be loaded from {_where(name)}: {_reason(error)} Its weights must be "
+            "safetensors, and code that comes with it is not run. Check the name and the network; after one run "
+            "online, HF_HUB_OFFLINE=1 works from the cache; a local folder made by save_pretrained works as well, and "
+            f"so does --backbone {EMBEDDED_NAME}, which needs no network."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _where(name: str) -> str:

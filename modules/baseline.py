@@ -35,7 +35,7 @@ class Baseline(Classifier):
             seed=self.seed,
             train_on=trainer.datamodule.train_on,
             epochs=trainer.current_epoch,
-            learning_rate=self.learning_rate,
+            learning_rate=float(self.learning_rate),
         )
         return Start(Path(trainer.default_root_dir) / "start.safetensors", self._best_head(trainer), reference)
 

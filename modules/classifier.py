@@ -1,6 +1,7 @@
 """The classifier that all arms share: tokens -> backbone -> pooled vector -> linear head -> logits."""
 
 from collections.abc import Callable
+from math import inf
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PretrainedConfig, get_linear_schedule_with_warmup
 
 from modules.backbone import backbone_fingerprint, compile_layers, default_pooling, load_backbone, pool, visible
+from modules.checkpoints import CheckpointError, check_fit
 from modules.features import Batch, FeatureCache, Features, extract
 from modules.measures import Measures
 from modules.start import Start
@@ -22,10 +24,6 @@ SHARED_FEATURES = FeatureCache()
 
 class OptionError(ValueError):
     """An option of an arm is out of its range."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint belongs to another condition, or cannot be resumed."""
 
 
 class Classifier(LightningModule):
@@ -67,7 +65,7 @@ class Classifier(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if learning_rate <= 0 or weight_decay < 0 or not 0 <= warmup_ratio < 1:
+        if not (0 < learning_rate < inf and 0 <= weight_decay < inf and 0 <= warmup_ratio < 1):  # NaN is in no range
             raise OptionError(
                 "learning_rate must be positive, weight_decay at least 0 and warmup_ratio in [0, 1), "
                 f"found {learning_rate}, {weight_decay} and {warmup_ratio}."
@@ -83,6 +81,7 @@ class Classifier(LightningModule):
         self.backbone_fingerprint = backbone_fingerprint(self.backbone)
         if self.start:
             self.start.check_backbone(self.backbone_fingerprint, backbone, num_labels)
+            self.start.check_head(self.head.state_dict())
             self.head.load_state_dict(self.start.head)
         self.measures = Measures(num_labels)
         self._train_features: Features | None = None
@@ -257,8 +256,8 @@ class Classifier(LightningModule):
         """Puts the frozen weights back from the loaded backbone, so that loading stays strict.
 
         Raises:
-            CheckpointError: If the checkpoint belongs to another condition or backbone, or if a fit is to go on from a
-                checkpoint that holds the weights alone.
+            CheckpointError: If the checkpoint belongs to another condition or backbone, its weights do not fit, or a
+                fit is to go on from a checkpoint that holds the weights alone.
         """
         stored, asked = checkpoint.get("condition") or {}, self.identity()
         differences = [name for name in asked if name in ("arm", *stored) and stored.get(name) != asked[name]]
@@ -282,6 +281,7 @@ class Classifier(LightningModule):
             )
         current = self.state_dict()
         checkpoint["state_dict"].update({name: current[name] for name in self._frozen_names()})
+        check_fit(checkpoint["state_dict"], current)
 
     def _frozen_names(self) -> list[str]:
         return [f"backbone.{name}" for name, p in self.backbone.named_parameters() if not p.requires_grad]

@@ -6,6 +6,7 @@ from jsonargparse.typing import OpenUnitInterval
 from lightning.pytorch import Callback
 
 from influence_masking import Mask, find_candidates
+from modules.checkpoints import CheckpointError
 from modules.classifier import Classifier
 from modules.shared_gradient import SharedGradientMasking
 
@@ -85,9 +86,19 @@ class Influence(Classifier):
             checkpoint["mask"] = self.masking.mask.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Masks the weights that the checkpoint left out."""
+        """Masks the weights that the checkpoint left out.
+
+        Raises:
+            CheckpointError: As `Classifier`, and if there is no mask.
+            MaskingError: If the mask is damaged or over other weights.
+        """
         super().on_load_checkpoint(checkpoint)
+        if "mask" not in checkpoint:
+            raise CheckpointError(
+                "The checkpoint holds no mask, without which its weights are not the arm's. Fit again."
+            )
         mask, weights = Mask.from_state_dict(checkpoint["mask"]), checkpoint["state_dict"]
+        mask.check(self)
         self._restored = mask
         for name in mask.shapes:
             weights[name] = weights[name].masked_fill(mask.flags(name, weights[name].device), 0)

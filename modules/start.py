@@ -1,12 +1,14 @@
 """The baseline start: a head of a few kilobytes with a reference to the backbone it was trained on."""
 
+import hashlib
 import json
-import os
-from dataclasses import asdict, dataclass
+import uuid
+from dataclasses import asdict, dataclass, fields
+from math import isfinite
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 
@@ -31,7 +33,7 @@ class StartReference:
 
 @dataclass(frozen=True)
 class Start:
-    """A trained head and its reference, kept in one safetensors file."""
+    """A trained head and its reference, kept in one safetensors file with a SHA-256 over both."""
 
     path: Path
     head: dict[str, Tensor]
@@ -49,18 +51,30 @@ class Start:
             raise StartError(f"No baseline start at {path}: the other arms begin from the head that `baseline` trains.")
         try:
             with safe_open(path, framework="pt") as file:
-                reference = StartReference(**json.loads((file.metadata() or {})["start"]))
-                names = file.keys()
-                return cls(path, {name: file.get_tensor(name) for name in names}, reference)
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+                metadata, names = file.metadata() or {}, file.keys()
+                start = cls(path, {name: file.get_tensor(name) for name in names}, _reference(metadata["start"]))
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise StartError(f"{path} is not a baseline start ({error}).") from error
+        if metadata.get("digest") != start.digest():
+            raise StartError(f"{path} is damaged: its content does not give its digest.")
+        return start
+
+    def digest(self) -> str:
+        """SHA-256 over the head and its reference."""
+        return hashlib.sha256(save(self.head, metadata={"start": self._described()})).hexdigest()
 
     def save(self) -> None:
         """Writes the file whole or not at all."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        save_file(self.head, temporary, metadata={"start": json.dumps(asdict(self.reference))})
-        temporary.replace(self.path)
+        temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            temporary.write_bytes(save(self.head, metadata={"start": self._described(), "digest": self.digest()}))
+            temporary.replace(self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _described(self) -> str:
+        return json.dumps(asdict(self.reference), sort_keys=True)
 
     def check_backbone(self, fingerprint: str, name: str, num_labels: int) -> None:
         """Raises StartError unless the head was trained on this backbone, for this number of classes."""
@@ -73,6 +87,15 @@ class Start:
         if made.num_labels != num_labels:
             raise StartError(f"The start {self.path} tells {made.num_labels} classes apart, the data has {num_labels}.")
 
+    def check_head(self, expected: dict[str, Tensor]) -> None:
+        """Raises StartError unless the head has the names, shapes and kind of number of this one."""
+        asked, found = ({n: (tuple(t.shape), t.dtype) for n, t in head.items()} for head in (expected, self.head))
+        if asked != found or not all(tensor.isfinite().all() for tensor in self.head.values()):
+            raise StartError(
+                f"The start {self.path} has a head of {found}, but asked for are finite numbers of {asked}: it was "
+                "made for another model, or the fit that made it had diverged."
+            )
+
     def check_data(self, fingerprint: str, seed: int) -> None:
         """Raises StartError unless the head was trained on the same splits with the same seed."""
         made = self.reference
@@ -82,3 +105,15 @@ class Start:
                 f"{made.data_fingerprint[:12]}), but this run has seed {seed} (splits {fingerprint[:12]}): other rows, "
                 "sizes or seed."
             )
+
+
+def _reference(text: str) -> StartReference:
+    """The reference in a file's metadata; raises ValueError if a field is missing, too many, or of another type."""
+    values = json.loads(text)
+    for field in fields(StartReference):
+        if type(values[field.name]) is not field.type:
+            raise ValueError(f"{field.name} is {values[field.name]!r}")
+    reference = StartReference(**values)
+    if not isfinite(reference.learning_rate):
+        raise ValueError(f"learning_rate is {reference.learning_rate}")
+    return reference

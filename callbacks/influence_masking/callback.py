@@ -228,7 +228,16 @@ class InfluenceMasking(Callback):
         return {"mask": self.mask.state_dict()} | {name: getattr(self, name) for name in RESULTS}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over the mask of a checkpoint."""
+        """Takes over the mask of a checkpoint.
+
+        Raises:
+            MaskingError: If the state lacks a part, or its mask is damaged.
+        """
+        missing = [name for name in ("mask", *RESULTS) if name not in state_dict]
+        if missing:
+            raise MaskingError(
+                f"Asked for the state of InfluenceMasking in a checkpoint, found no {missing[0]!r} in it."
+            )
         self.mask = Mask.from_state_dict(state_dict["mask"])
         for name in RESULTS:
             setattr(self, name, state_dict[name])

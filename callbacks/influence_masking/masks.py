@@ -17,7 +17,7 @@ from influence_masking.candidates import canonical_name, layer_of, projection_of
 from influence_masking.errors import MaskingError
 from influence_masking.sharding import local_part
 
-FORMAT = "influence-masking/1"
+FORMAT = "influence-masking/2"
 
 
 class Share(NamedTuple):
@@ -179,9 +179,8 @@ class Mask:
     def save(self, path: str | Path, **provenance: Any) -> None:
         """Writes the mask as a safetensors file, its provenance extended by the keywords given here."""
         known = json.dumps(self.provenance | provenance, default=str)
-        shapes = json.dumps(self.shapes)
-        metadata = {"format": FORMAT, "digest": self.digest, "shapes": shapes, "provenance": known}
-        tensorfile.write(path, self.packed, metadata)
+        metadata = {"format": FORMAT, "digest": self.digest, "shapes": json.dumps(self.shapes), "provenance": known}
+        tensorfile.write(path, self.packed, metadata | {"checksum": _checksum(metadata)})
 
     @classmethod
     def load(cls, path: str | Path) -> "Mask":
@@ -197,12 +196,13 @@ class Mask:
                 "`Mask.save` wrote."
             )
         try:
-            shapes = {name: tuple(map(int, shape)) for name, shape in json.loads(metadata["shapes"]).items()}
-            mask = cls(shapes, packed, dict(json.loads(metadata["provenance"])))
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            parts = {name: json.loads(metadata[name]) for name in ("shapes", "provenance")}
+        except (KeyError, ValueError, RecursionError) as error:
             raise MaskingError(f"Asked to read {path} as a mask, found metadata that is damaged: {error}.") from error
-        if mask.digest != metadata.get("digest"):
-            raise MaskingError(f"Asked to read {path}, found bits that do not give its digest: it is damaged.")
+        mask = cls.from_state_dict(parts | {"packed": packed})
+        checksum = metadata.pop("checksum", None)
+        if mask.digest != metadata.get("digest") or checksum != _checksum(metadata):
+            raise MaskingError(f"Asked to read {path}, found content that does not give its digest: it is damaged.")
         return mask
 
     def state_dict(self) -> dict[str, Any]:
@@ -212,9 +212,20 @@ class Mask:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "Mask":
-        """Makes the mask that `state_dict` described."""
+        """Makes the mask that `state_dict` described.
+
+        Raises:
+            MaskingError: If it describes none.
+        """
+        parts = ("shapes", "packed", "provenance")
+        if not isinstance(state, Mapping) or not all(isinstance(state.get(part), dict) for part in parts):
+            raise MaskingError(f"Asked for {', '.join(parts)} of a mask, found not all of them: the mask is damaged.")
+        for name, shape in state["shapes"].items():
+            if not isinstance(name, str) or not tensorfile.is_shape(shape):
+                raise MaskingError(f"Asked for a shape of {name!r}, found {shape!r}: the mask is damaged.")
         shapes = {name: tuple(shape) for name, shape in state["shapes"].items()}
-        return cls(shapes, {name: packed.cpu() for name, packed in state["packed"].items()}, dict(state["provenance"]))
+        packed = {name: bits.cpu() if isinstance(bits, Tensor) else bits for name, bits in state["packed"].items()}
+        return cls(shapes, packed, dict(state["provenance"]))
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raises a `MaskingError` that names the first difference, unless the candidates have these shapes."""
@@ -231,9 +242,14 @@ class Mask:
         return Mask(dict(self.shapes), packed)
 
 
+def _checksum(metadata: Mapping[str, str]) -> str:
+    """Returns the SHA-256 over all metadata: with the digest in it, over all that a file says."""
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
+
+
 def _check_bits(name: str, count: int, packed: Tensor | None) -> None:
-    if packed is None or packed.dtype != torch.uint8 or packed.shape != (-(-count // 8),):
-        found = "none" if packed is None else f"{packed.dtype} of shape {tuple(packed.shape)}"
+    if not isinstance(packed, Tensor) or packed.dtype != torch.uint8 or packed.shape != (-(-count // 8),):
+        found = f"{packed.dtype} of shape {tuple(packed.shape)}" if isinstance(packed, Tensor) else "none"
         raise MaskingError(f"Asked for {count} bits of {name}, found {found}: the mask is damaged.")
     if count % 8 and int(packed[-1]) & (0xFF >> count % 8):
         raise MaskingError(f"Asked for {count} bits of {name}, found more that are set: the mask is damaged.")

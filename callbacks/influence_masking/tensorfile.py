@@ -106,12 +106,13 @@ def _parse_entry(path: str | Path, name: str, entry: Any) -> tuple[list[int], in
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise _malformed(path, f"an entry for {name!r} without exactly dtype, shape and data_offsets")
     shape, offsets = entry["shape"], entry["data_offsets"]
-    if entry["dtype"] != "U8" or not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
+    if entry["dtype"] != "U8" or not is_shape(shape) or not is_shape(offsets) or len(offsets) != 2:
         raise _malformed(path, f"an entry for {name!r} that is not a tensor of bytes: {entry}")
     return shape, offsets[0], offsets[1]
 
 
-def _are_sizes(values: Any) -> bool:
+def is_shape(values: Any) -> bool:
+    """Returns whether a value read from a file is a list of sizes."""
     return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from influence_masking import Mask, MaskingError, tensorfile
+from influence_masking.masks import FORMAT
 
 
 def a_mask() -> Mask:
@@ -98,7 +99,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", [{"shapes": "{}"}, {"shapes": "[]"}, {"shapes": '{"x": [9]}'}, {"provenance": "3"}])
 def test_metadata_that_does_not_fit_is_refused(change: dict, tmp_path: Path) -> None:
-    metadata = {"format": "influence-masking/1", "shapes": '{"x": [24]}', "provenance": "{}", "digest": ""} | change
+    metadata = {"format": FORMAT, "shapes": '{"x": [24]}', "provenance": "{}", "digest": ""} | change
     tensorfile.write(tmp_path / "file", {"x": torch.zeros(3, dtype=torch.uint8)}, metadata)
     with pytest.raises(MaskingError):
         Mask.load(tmp_path / "file")

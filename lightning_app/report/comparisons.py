@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from lightning_app.errors import UsageError
-from lightning_app.files import read_json
+from lightning_app.records import read_condition
 from lightning_app.report.loading import read_evaluations
 from lightning_app.statistics import (
     BASELINE,
@@ -134,5 +134,5 @@ def _settings(group: pd.DataFrame, quick: bool) -> list[str]:
 
 def _overrides(folder: Path) -> list[str]:
     file = folder / "condition.json"
-    words = read_json(file).get("settings", {}).get("overrides", []) if file.is_file() else []
+    words = read_condition(file)["settings"]["overrides"] if file.exists() else []
     return [word.removeprefix("--") for word in words if not word.startswith("--model.backbone=")]

@@ -219,8 +219,8 @@ def draw_mask(shares: pd.DataFrame) -> Figure:
     for axis, arm in zip(axes.flat, arms, strict=False):
         grid = shares[shares["arm"] == arm].pivot(index="layer", columns="projection", values="share")
         image = axis.pcolormesh(100 * grid.reindex(layers, columns=projections), vmin=0, vmax=top, cmap="viridis")
-        axis.set_xticks(np.arange(len(projections)) + 0.5, names, rotation=90, fontsize=6)
-        axis.set_yticks(np.arange(len(layers)) + 0.5, [name.rpartition(".")[2] for name in layers], fontsize=6)
+        axis.set_xticks(np.arange(len(projections)) + 0.5, map(plain, names), rotation=90, fontsize=6)
+        axis.set_yticks(np.arange(len(layers)) + 0.5, [plain(name.rpartition(".")[2]) for name in layers], fontsize=6)
         axis.set_title(plain(arm), fontsize=8)
         axis.grid(visible=False)
         axis.tick_params(length=0, labelbottom=True)

@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 
 from lightning_app.errors import UsageError
-from lightning_app.files import METRICS_FILE, PREDICTIONS_FILE, SWEEP_FILE, read_json
+from lightning_app.files import METRICS_FILE, PREDICTIONS_FILE, SWEEP_FILE
+from lightning_app.records import read_metrics, read_sweep
 from lightning_app.report.names import ARM_ORDER, DATASET_ORDER, rank
 from lightning_app.statistics import DivergedError, Evaluation, read_evaluation
 
@@ -15,7 +16,6 @@ SWEEP = "sweep"
 """The arm that measures many masks and trains nothing: it is in no table of arms."""
 
 CURVES = {"val/accuracy": "dev accuracy", "train/loss": "training loss"}
-POINT = ("score", "tail", "fraction", "num_masked", "predicted_change", "measured_change", "accuracy", "nll")
 
 
 def load_results(experiment: Path) -> pd.DataFrame:
@@ -26,7 +26,7 @@ def load_results(experiment: Path) -> pd.DataFrame:
         another arm) and `total_seconds` (with the evaluation).
 
     Raises:
-        UsageError: If the folder holds no complete condition, or a file names no dataset, arm and seed.
+        UsageError: If the folder holds no complete condition, or a file is damaged.
     """
     files = sorted(experiment.glob(f"*/*/seed*/{METRICS_FILE}"))
     rows = [row for row in map(_read_condition, files) if row["arm"] != SWEEP]
@@ -40,10 +40,8 @@ def load_results(experiment: Path) -> pd.DataFrame:
 
 
 def _read_condition(file: Path) -> dict[str, Any]:
-    row = read_json(file)
-    if not {"dataset", "arm", "seed"} <= row.keys():
-        raise UsageError(f"{file} names no dataset, arm and seed. Delete it and run the condition again.")
-    seconds = row.get("seconds", {})
+    row = read_metrics(file)
+    seconds = row["seconds"]
     shared = seconds.get("gradient", 0) if row.get("gradient_shared") else 0
     fit = seconds.get("fit", 0) + shared
     return row | {"folder": file.parent, "fit_seconds": fit, "total_seconds": fit + seconds.get("evaluate", 0)}
@@ -77,16 +75,19 @@ def load_sweeps(experiment: Path) -> pd.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     for file in sorted(experiment.glob(f"*/{SWEEP}/seed*/{SWEEP_FILE}"), key=_dataset_rank):
-        record = read_json(file)
-        try:
-            unmasked = {f"unmasked_{name}": record["baseline"][name] for name in ("accuracy", "nll")}
-            named = {"dataset": file.parents[2].name, "seed": int(file.parent.name.removeprefix("seed"))}
-            rows += [named | {name: point[name] for name in POINT} | unmasked for point in record["points"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(
-                f"{file} is no record of a sweep ({error!r}). Delete its folder and run it again."
-            ) from error
+        unmasked, points = read_sweep(file)
+        named = {"dataset": file.parents[2].name, "seed": _seed(file.parent)}
+        rows += [named | point | {f"unmasked_{name}": value for name, value in unmasked.items()} for point in points]
     return pd.DataFrame(rows)
+
+
+def _seed(folder: Path) -> int:
+    number = folder.name.removeprefix("seed")
+    if not number.isascii() or not number.isdigit():
+        raise UsageError(
+            f"{folder} is named after no seed: give it its name, seed<k>, or take it out of the experiment."
+        )
+    return int(number)
 
 
 def _dataset_rank(file: Path) -> tuple[tuple[int, str], Path]:

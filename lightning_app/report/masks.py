@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 
 from influence_masking import Mask
-from lightning_app.files import MASK_FILE
+from lightning_app.errors import UsageError
+from lightning_app.files import MASK_FILE, METRICS_FILE
 
 ARM = "influence"
 """Whose masks are compared between seeds and between datasets."""
@@ -38,7 +39,7 @@ def shares(masks: pd.DataFrame) -> pd.DataFrame:
     rows = [
         {"dataset": run.dataset, "arm": run.arm, "seed": run.seed} | share._asdict() | {"share": share.fraction}
         for run in masks.itertuples()
-        for share in Mask.load(run.path).summary()
+        for share in _load(run.path, run.mask_digest).summary()
     ]
     return pd.DataFrame(rows)
 
@@ -52,21 +53,32 @@ def overlaps(masks: pd.DataFrame) -> pd.DataFrame:
     """
     informed, rows = masks[masks["arm"] == ARM], list[dict[str, Any]]()
     for dataset, group in first_seed(masks).groupby("dataset", sort=False):
-        rows += _pairs("arms", dataset, group["arm"], group["path"])
+        rows += _pairs("arms", dataset, group["arm"], group)
     for dataset, group in informed.groupby("dataset", sort=False):
-        rows += _pairs("seeds", dataset, "seed " + group["seed"].astype(str), group["path"])
+        rows += _pairs("seeds", dataset, "seed " + group["seed"].astype(str), group)
     group = first_seed(informed)
-    rows += _pairs("datasets", "", group["dataset"], group["path"])
+    rows += _pairs("datasets", "", group["dataset"], group)
     columns = ["between", "dataset", "one", "other", "intersection", "union", "jaccard", "chance"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _pairs(between: str, dataset: str, names: pd.Series, paths: pd.Series) -> Iterator[dict[str, Any]]:
-    named: list[tuple[str, Path]] = list(zip(names, paths, strict=True))
-    for index, (one, path) in enumerate(named[:-1]):
-        mask = Mask.load(path)
-        for other, other_path in named[index + 1 :]:
-            other_mask = Mask.load(other_path)
+def _load(path: Path, digest: str) -> Mask:
+    """A condition's mask, unless it is another than its metrics speak of."""
+    mask = Mask.load(path)
+    if mask.digest != digest:
+        raise UsageError(
+            f"{path} holds the mask {mask.digest[:12]}, but {METRICS_FILE} beside it speaks of {digest[:12]}. Delete "
+            "their folder and run the condition again."
+        )
+    return mask
+
+
+def _pairs(between: str, dataset: str, names: pd.Series, masks: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    named: list[tuple[str, Path, str]] = list(zip(names, masks["path"], masks["mask_digest"], strict=True))
+    for index, (one, path, digest) in enumerate(named[:-1]):
+        mask = _load(path, digest)
+        for other, other_path, other_digest in named[index + 1 :]:
+            other_mask = _load(other_path, other_digest)
             if mask.shapes == other_mask.shapes:  # else another backbone, which the page warns of
                 pair = {"between": between, "dataset": dataset, "one": one, "other": other}
                 yield pair | mask.overlap(other_mask)._asdict()

@@ -4,6 +4,7 @@ import io
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
@@ -11,7 +12,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from lightning_app import markdown
-from lightning_app.files import write_bytes, write_text
+from lightning_app.files import own_folder, write_bytes, write_text
 
 LONG = 30
 """Rows from which on a table is folded away in HTML, and may break over pages in LaTeX."""
@@ -76,21 +77,31 @@ class Page:
 
 def write_page(folder: Path, page: Page) -> None:
     """Writes `report.html`, `report.md`, `tables/` and `figures/`, the pages last."""
-    vectors = {}
+    tables, figures, vectors = own_folder(folder / "tables"), own_folder(folder / "figures"), {}
     for section in page.sections:
         for table in section.tables:
-            _write_table(folder / "tables", table)
+            _write_table(tables, table)
         for picture in section.pictures:
-            vectors[picture.name] = _write_picture(folder / "figures", picture)
+            vectors[picture.name] = _write_picture(figures, picture)
     write_text(folder / "report.md", _environment().get_template("report.md").render(page=page))
     write_text(folder / "report.html", _environment().get_template("report.html").render(page=page, vectors=vectors))
 
 
 def _write_table(folder: Path, table: Table) -> None:
     numbers = table.shown if table.numbers is None else table.numbers
-    write_text(folder / f"{table.name}.csv", numbers.to_csv(index=False))
+    write_text(folder / f"{table.name}.csv", numbers.map(no_formula).rename(columns=no_formula).to_csv(index=False))
     latex = table.shown.to_latex(index=False, escape=True, na_rep="", longtable=table.is_long)
     write_text(folder / f"{table.name}.tex", latex)
+
+
+def no_formula(cell: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula: a text that begins like one gets an apostrophe in front.
+
+    Numbers in words (`+0.5 (-0.1 to +1.1)`) stay: they could call nothing. See
+    https://owasp.org/www-community/attacks/CSV_Injection
+    """
+    begins = isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{cell}" if begins and not re.fullmatch(r"(?:[-+\d.,()%e ]|to|nan|inf)*", cell) else cell
 
 
 def _write_picture(folder: Path, picture: Picture) -> Markup:

@@ -95,13 +95,12 @@ def test_a_condition_runs_by_the_words_of_influence_fit():
     assert {"--seed_everything=7", "--model.weight_decay=0", "--outputs=outputs"} <= set(words)
 
 
-def test_complete_results_of_other_settings_are_not_mixed_in(tmp_path):
+def test_complete_results_of_other_settings_are_not_mixed_in(tmp_path, write):
     def grid(*words: str):
         return conditions_of("--outputs", str(tmp_path), "--datasets", "sst2", "--arms", "baseline", *words)
 
     made = grid()[0]
-    made.folder.mkdir(parents=True)
-    (made.folder / "metrics.json").write_text('{"accuracy": 0.5, "macro_f1": 0.5, "nll": 1.0}')
+    write.condition(made.folder.parents[2], "sst2", "baseline", 0, 0.5)
     with pytest.raises(UsageError, match=r"it has no condition\.json, so no experiment made it"):
         check_settings(grid())
     (made.folder / CONDITION_FILE).write_text(json.dumps({"digest": made.digest(), "settings": made.settings()}))

@@ -15,7 +15,7 @@ from torchmetrics.functional.classification import (
 )
 
 from lightning_app.errors import UsageError
-from lightning_app.files import write_json, write_parquet
+from lightning_app.files import read_json, write_json, write_parquet
 from lightning_app.statistics import (
     METRICS,
     Evaluation,
@@ -140,18 +140,18 @@ def test_predictions_that_make_no_sense_are_refused():
         evaluate("a", "b", 0, np.where(rows == 6, 5, rows), labels, logits)
 
 
-def write_condition(folder: Path, logits: list[list[float]], **columns: list[int]) -> Path:
-    """As a run leaves it."""
-    write_json(folder / "metrics.json", {"dataset": "agnews", "arm": "lora", "seed": 4})
-    write_parquet(folder / "predictions.parquet", pa.table({**columns, "logits": logits}))
-    return folder
+def leave(run: Path, logits: list[list[float]], **columns: list[int]) -> Path:
+    """Leaves predictions in the folder of a condition."""
+    write_parquet(run / "predictions.parquet", pa.table({**columns, "logits": logits}))
+    return run
 
 
-def test_a_conditions_folder_is_read_as_it_was_written(tmp_path):
+def test_a_conditions_folder_is_read_as_it_was_written(tmp_path, write):
     labels, logits = predictions(7)
     rows = np.arange(400) * 3
-    folder = write_condition(tmp_path, logits.tolist(), row=rows.tolist(), label=labels.tolist())
-    read, direct = read_evaluation(folder), evaluate("agnews", "lora", 4, rows, labels, logits)
+    run = write.condition(tmp_path, "agnews", "lora", 4, 0.5)
+    write.agreement(leave(run, logits.tolist(), row=rows.tolist(), label=labels.tolist()))
+    read, direct = read_evaluation(run), evaluate("agnews", "lora", 4, rows, labels, logits)
     assert str(read) == "agnews/lora/seed4"
     np.testing.assert_array_equal(read.rows, rows)
     np.testing.assert_array_equal(read.labels, labels)
@@ -159,18 +159,31 @@ def test_a_conditions_folder_is_read_as_it_was_written(tmp_path):
         np.testing.assert_array_equal(read.values[metric], direct.values[metric])
 
 
-def test_a_conditions_folder_that_is_not_whole_is_refused(tmp_path):
+def test_a_conditions_folder_that_is_not_whole_is_refused(tmp_path, write):
     with pytest.raises(UsageError, match=r"has no metrics\.json and no predictions\.parquet"):
         read_evaluation(tmp_path)
-    write_condition(tmp_path, [[1.0, 2.0], [1.0]], row=[0, 1], label=[0, 1])
-    with pytest.raises(UsageError, match=r"rows of \['1', '2'\] logits"):
-        read_evaluation(tmp_path)
-    write_condition(tmp_path, [[1.0, 2.0], [1.0, 0.0]], row=[0, 1])
+    run = write.condition(tmp_path, "agnews", "lora", 4, 0.5)
+    leave(run, [[1.0, 2.0], [1.0]], row=[0, 1], label=[0, 1])
+    with pytest.raises(UsageError, match=r"rows of \[1, 2\] logits"):
+        read_evaluation(run)
+    leave(run, [[1.0, 2.0], [1.0, 0.0]], row=[0, 1])
     with pytest.raises(UsageError, match=r"predictions\.parquet is damaged or incomplete"):
-        read_evaluation(tmp_path)
-    (tmp_path / "predictions.parquet").write_bytes(b"PAR1")
+        read_evaluation(run)
+    (run / "predictions.parquet").write_bytes(b"PAR1")
     with pytest.raises(UsageError, match=r"predictions\.parquet is damaged or incomplete"):
-        read_evaluation(tmp_path)
+        read_evaluation(run)
+
+
+def test_predictions_that_do_not_give_the_scores_beside_them_are_refused(tmp_path, write):
+    (run,) = write.study(tmp_path, seeds=1, baseline=0.75).glob("*/*/*")
+    for name, value in (("accuracy", 0.751), ("macro_f1", 0.43), ("nll", 0.6), ("split_sizes", {"eval": 999})):
+        write_json(run / "metrics.json", read_json(run / "metrics.json") | {name: value})
+        with pytest.raises(
+            UsageError, match=r"predictions\.parquet (gives|has 1000 rows).* but metrics\.json beside it"
+        ):
+            read_evaluation(run)
+        write.condition(tmp_path, "sst2", "baseline", 0, 0.75)
+    assert read_evaluation(run).score("accuracy") == 0.75
 
 
 # Means over seeds

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 
 from lightning_app.errors import UsageError
-from lightning_app.files import write_json, write_parquet
+from lightning_app.files import read_json, write_json, write_parquet
+from lightning_app.records import settings_digest
 from lightning_app.report import load_results, write_report
 from lightning_app.report.comparisons import Comparison, compare
 from lightning_app.statistics import read_evaluation, seed_intervals
@@ -73,8 +74,9 @@ def test_the_command_repeats_the_settings_of_what_is_there(tmp_path, write):
     write.condition(folder, "sst2", "lora", 0, 0.8)
     shared = ["--model.backbone=some/backbone", "--data.eval_size=50", "--data.max_length=48"]
     for arm, own in (("baseline", "--model.learning_rate=0.1"), ("lora", "--model.rank=4")):
-        settings = {"settings": {"overrides": [*shared, own]}}
-        write_json(folder / "sst2" / arm / "seed0" / "condition.json", settings)
+        settings = {"configs": [], "overrides": [*shared, own]}
+        record = {"digest": settings_digest(settings), "settings": settings}
+        write_json(folder / "sst2" / arm / "seed0" / "condition.json", record)
     assert (
         compared(folder)
         .gaps["sst2"]
@@ -106,6 +108,10 @@ def test_a_diverged_condition_is_said_and_left_out(study):
     logits = [[1.0, float("nan")], [0.0, 1.0]]
     table = pa.table({"row": [0, 1], "label": [0, 1], "logits": logits})
     write_parquet(study / "sst2" / "lora" / "seed1" / "predictions.parquet", table)
+    with pytest.raises(UsageError, match=r"diverged.* But its metrics\.json has a finite NLL"):
+        compared(study)
+    metrics = study / "sst2" / "lora" / "seed1" / "metrics.json"
+    write_json(metrics, read_json(metrics) | {"nll": float("nan")})
     (said,) = compared(study).left_out
     assert "sst2/lora/seed1" in said
     assert "diverged" in said

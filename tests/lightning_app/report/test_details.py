@@ -100,7 +100,7 @@ def test_the_report_tabulates_every_mask_of_the_sweep(tmp_path, write):
 
 def test_a_damaged_sweep_is_told_by_its_path(tmp_path):
     write_json(tmp_path / "sst2" / "sweep" / "seed0" / "sweep.json", {"points": []})
-    with pytest.raises(UsageError, match=r"sweep/seed0/sweep\.json is no record of a sweep"):
+    with pytest.raises(UsageError, match=r"sweep/seed0/sweep\.json has no baseline"):
         load_sweeps(tmp_path)
 
 

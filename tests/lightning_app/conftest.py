@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from influence_masking import Mask
-from lightning_app.files import write_json, write_parquet
+from lightning_app.files import read_json, write_json, write_parquet
+from lightning_app.statistics import evaluate
 
 ROWS = 1000
 
@@ -26,6 +28,7 @@ def write_condition(folder: Path, dataset: str, arm: str, seed: int, accuracy: f
         "accuracy": accuracy,
         "macro_f1": accuracy - 0.01,
         "nll": 0.5,
+        "ece": 0.1,
         "trainable_parameters": 1000,
         "optimisation_steps": 30,
         "epochs": 2,
@@ -38,8 +41,20 @@ def write_condition(folder: Path, dataset: str, arm: str, seed: int, accuracy: f
         "precision": "32-true",
         "versions": {"torch": "2.13.0"},
         "dataset_fingerprint": "f" * 64,
+        "backbone_fingerprint": "b" * 64,
     }
     write_json(run / "metrics.json", metrics | more)
+    return agree(run)
+
+
+def agree(run: Path) -> Path:
+    """Makes the metrics of a condition those of its predictions, where both are there; returns its folder."""
+    if (run / "predictions.parquet").is_file() and (run / "metrics.json").is_file():
+        metrics, table = read_json(run / "metrics.json"), pq.read_table(run / "predictions.parquet").to_pydict()
+        found = evaluate("", "", 0, *(np.array(table[name]) for name in ("row", "label", "logits")))
+        write_json(
+            run / "metrics.json", metrics | {name: found.score(name) for name in ("accuracy", "macro_f1", "nll")}
+        )
     return run
 
 
@@ -49,6 +64,7 @@ def write_predictions(run: Path, accuracy: float, rows: int = ROWS) -> None:
     logits = np.where(right[:, None], [2.0, 0.0], [0.0, 2.0])
     columns = {"row": np.arange(rows), "label": np.zeros(rows, int), "logits": list(logits)}
     write_parquet(run / "predictions.parquet", pa.table(columns))
+    agree(run)
 
 
 def write_study(folder: Path, dataset: str = "sst2", seeds: int = 3, **accuracy: float) -> Path:
@@ -118,5 +134,6 @@ def write() -> type:
     class Write:
         condition, predictions, study = map(staticmethod, (write_condition, write_predictions, write_study))
         mask, curves, sweep = map(staticmethod, (write_mask, write_curves, write_sweep))
+        agreement = staticmethod(agree)
 
     return Write

@@ -1,0 +1,132 @@
+"""Checkpoints, read as if a stranger had made them: nothing in them is executed, and damage is told, not loaded."""
+
+import json
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
+from torch import Tensor
+
+FIELDS = {
+    "state_dict": dict,
+    "condition": dict,
+    "backbone": dict,
+    "pytorch-lightning_version": str,
+    "epoch": int,
+    "global_step": int,
+    "loops": dict,
+}
+"""What every checkpoint of a fit holds, by type."""
+
+TRAINING_FIELDS = {"callbacks": dict, "optimizer_states": list, "lr_schedulers": list}
+"""What one that a fit can go on from holds besides."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is damaged, belongs to another condition, or cannot be resumed."""
+
+
+class CheckedCheckpointIO(_WrappingCheckpointIO):
+    """Has a Trainer read checkpoints by `read_checkpoint`; they are written as before."""
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Reads a file; `weights_only` is always on."""
+        return read_checkpoint(path, map_location)
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Reads a checkpoint without executing anything in it.
+
+    Raises:
+        CheckpointError: If the file is damaged, holds more than tensors and plain values, is no checkpoint of this
+            project, or has weights that are not numbers.
+    """
+    try:
+        _check_archive(Path(path))
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # damaged bytes may raise anything; the cause is kept
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: {_reason(error)}. Nothing in it was executed. Delete it, and "
+            "fit again."
+        ) from error
+    _check_fields(path, checkpoint)
+    _check_weights(path, checkpoint["state_dict"])
+    return checkpoint
+
+
+def _check_archive(path: Path) -> None:
+    """Raises ValueError unless the file is an archive as `torch.save` writes it; torch itself skips the checksums."""
+    if not path.is_file():
+        raise ValueError("it is no file")
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+        if packed or len(set(names)) < len(names):
+            raise ValueError("it is an archive of another kind")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged} is wrong")
+
+
+def _reason(error: Exception) -> str:
+    """The cause in a few words; torch's own message would advise to execute the file."""
+    unsupported = re.search(r"(?:GLOBAL|class|function)\s+([\w.]+)", str(error))
+    if "Weights only load failed" in str(error):
+        return f"it holds more than weights and plain values ({unsupported[1] if unsupported else 'code'})"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _check_fields(path: str | Path, checkpoint: Any) -> None:
+    found = checkpoint if isinstance(checkpoint, dict) else {}
+    kinds = FIELDS | {name: kind for name, kind in TRAINING_FIELDS.items() if name in found}
+    wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
+    weights = found.get("state_dict", {})
+    if not wrong and not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()):
+        wrong = ["state_dict"]
+    wrong += [name for name in ("condition", "backbone") if not wrong and not _is_plain(found[name])]
+    if wrong:
+        raise CheckpointError(
+            f"{path} is no checkpoint of `influence fit`: its {wrong[0]!r} is missing or of another kind. Give one "
+            "that such a fit left, or fit again."
+        )
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is of texts and numbers alone, so that it can be compared and shown."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def _check_weights(path: str | Path, weights: dict[str, Tensor]) -> None:
+    for name, value in weights.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise CheckpointError(
+                f"{path} has values in {name} that are NaN or infinite: the fit had diverged, or the file was changed. "
+                "Fit again, with a lower learning rate if it had diverged."
+            )
+
+
+def check_fit(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Raises CheckpointError unless weights have the names, shapes and kind of number of those that are expected."""
+    for name in [*expected, *weights]:
+        asked, found = (_described(tensors.get(name)) for tensors in (expected, weights))
+        if asked != found:
+            raise CheckpointError(
+                f"The checkpoint does not fit the model: asked for {name} as {asked}, found {found}. Give a checkpoint "
+                "of the same arm, options and backbone; its own settings are in the config.yaml of its run."
+            )
+
+
+def _described(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "nothing"
+    kind = "numbers" if tensor.is_floating_point() else str(tensor.dtype)
+    return f"{kind} of shape {tuple(tensor.shape)}"
