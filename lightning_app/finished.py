@@ -56,14 +56,14 @@ class FinishedRun(InfluenceCLI):
 
     def instantiate_classes(self) -> None:
         """Builds the datamodule and the model alone."""
-        built = self.parser.instantiate_classes(self.config)
+        built = self.parser.instantiate(self.config)
         self.datamodule, self.model = built.data, built.model
 
     def _load_weights(self) -> None:
         try:
             checkpoint: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            raise UsageError(f"{self.checkpoint} holds more than weights, so it is not loaded: {error}") from error
+            raise UsageError(f"{self.checkpoint} holds more than weights, so it is not loaded.") from error
         self.model.on_load_checkpoint(checkpoint)
         self.model.load_state_dict(checkpoint["state_dict"])
         self.model.eval()

@@ -68,8 +68,8 @@ def find_texts(table: pa.Table, columns: Sequence[str], path: Path) -> list[str]
     without = [number for number, text in enumerate(texts, 1) if text.strip() == empty.strip()]
     if without:
         raise UsageError(
-            f"{path} has {len(without)} rows without text in {' and '.join(columns)}: the first is row {without[0]}, "
-            "counted from 1. Give it a text, or leave the row out."
+            f"{path} has no text in {' and '.join(columns)} of row {without[0]} (counted from 1; {len(without)} such "
+            "rows in all). Give it a text, or leave it out."
         )
     return texts
 

@@ -51,6 +51,7 @@ def write_card(run: FinishedRun, folder: Path, prefix: str) -> None:
         pad_token_id=run.datamodule.pad_token_id,
         num_labels=run.model.num_labels,
         backbone=published_name(run.model.backbone_name),
+        precision=run.precision,
         prefix=prefix,
         pooling=run.model.pooling,
         is_lora=isinstance(run.model, LoRA),
