@@ -1,7 +1,7 @@
 """LightningDataModules for text classification: one split protocol, one file a dataset."""
 
 from datamodules.agnews import AGNews
-from datamodules.base import TextDataModule
+from datamodules.base import TextDataModule, join_texts
 from datamodules.dbpedia import DBpedia
 from datamodules.docstrings import Docstrings
 from datamodules.errors import DataError
@@ -19,4 +19,5 @@ __all__ = [
     "HubTextDataModule",
     "TextDataModule",
     "YelpReviewFull",
+    "join_texts",
 ]

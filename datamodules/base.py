@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.batching import SHORTEST, BatchSampler, ResumableDataLoader, TokenizedRows
+from datamodules.batching import IGNORED_LABEL, SHORTEST, BatchSampler, ResumableDataLoader, TokenizedRows
 from datamodules.cache import cached_table, table_digest, text_digest
 from datamodules.errors import DataError
 from datamodules.splits import PROTOCOL, SPLITS, SplitSizes, allocate, draw_splits
@@ -68,6 +68,7 @@ class TextDataModule(LightningDataModule, ABC):
         num_workers: processes that make batches.
 
     Attributes:
+        text_columns: the text, or several columns that are joined by ``": "``.
         fingerprint: sha256 of the source's content, the sizes, the seed and the protocol; set by :meth:`setup`.
         split_sizes: rows of each split; set by :meth:`setup`.
 
@@ -78,6 +79,7 @@ class TextDataModule(LightningDataModule, ABC):
     name: str
     label_names: Sequence[str]
     eval_split_name: str
+    text_columns: Sequence[str] = ("text",)
 
     def __init__(
         self,
@@ -187,9 +189,15 @@ class TextDataModule(LightningDataModule, ABC):
         """Returns eval, longest rows first."""
         return self.ordered_dataloader("eval")
 
-    def predict_dataloader(self) -> Batches:
-        """Returns eval, longest rows first."""
-        return self.ordered_dataloader("eval")
+    def texts_dataloader(self, texts: Sequence[str]) -> Batches:
+        """Returns texts of any origin, longest first, tokenised and batched as eval is.
+
+        ``row`` is the place of a text among them, ``labels`` are -100.
+        """
+        tokens = tokenize(self.tokenizer, texts, self.max_length).column("input_ids")
+        places = torch.arange(len(texts))
+        rows = self._tokenised(tokens, torch.full_like(places, IGNORED_LABEL), places)
+        return self._ordered(rows, self.eval_batch_size, fill=bool(self.pad_lengths))
 
     def calibration_dataloader(self) -> Batches:
         """Returns ``calibration_size`` rows of ``train`` once, in groups of at most 32 of about the same length.
@@ -278,14 +286,12 @@ class TextDataModule(LightningDataModule, ABC):
     def _select(self, splits: pa.Table, tokens: pa.Table, positions: np.ndarray) -> TokenizedRows:
         """Returns the rows at these positions of the table of splits."""
         chosen, input_ids = splits.take(positions), tokens.column("input_ids").take(positions)
-        return TokenizedRows(
-            _tensor(pc.list_flatten(input_ids)),
-            _tensor(pc.list_value_length(input_ids)),
-            _tensor(chosen.column("label")),
-            _tensor(chosen.column("row")),
-            self.pad_token_id,
-            self.pad_lengths,
-        )
+        return self._tokenised(input_ids, _tensor(chosen.column("label")), _tensor(chosen.column("row")))
+
+    def _tokenised(self, input_ids: pa.ChunkedArray, labels: Tensor, rows: Tensor) -> TokenizedRows:
+        """Returns rows that batches are taken from, given a list of token ids for each."""
+        tokens, lengths = _tensor(pc.list_flatten(input_ids)), _tensor(pc.list_value_length(input_ids))
+        return TokenizedRows(tokens, lengths, labels, rows, self.pad_token_id, self.pad_lengths)
 
     def _check_arguments(self) -> None:
         """Refuses sizes and names that cannot be meant, by name."""
@@ -309,6 +315,14 @@ class TextDataModule(LightningDataModule, ABC):
         _require(fits, "eval_tokens", budget, f"at least max_length, {self.max_length}, and None beside pad_lengths")
         reaches = self.pad_lengths is None or max(self.pad_lengths, default=0) >= self.max_length
         _require(reaches, "pad_lengths", self.pad_lengths, f"lengths up to max_length, {self.max_length}")
+
+
+def join_texts(table: pa.Table, columns: Sequence[str]) -> pa.ChunkedArray:
+    """Returns the one text column as it is, or several, trimmed and joined by ``": "``; no text is empty."""
+    texts = [pc.fill_null(table.column(name).cast(pa.large_string()), "") for name in columns]
+    if len(texts) == 1:
+        return texts[0]
+    return pc.binary_join_element_wise(*map(pc.utf8_trim_whitespace, texts), pa.scalar(": ", pa.large_string()))
 
 
 def _positions(splits: pa.Table, split: str) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Datasets that ``datasets.load_dataset`` can load: from the hub, or from CSV, JSON lines and Parquet files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datamodules.base import TextDataModule
+from datamodules.base import TextDataModule, join_texts
 from datamodules.errors import DataError
 from datamodules.hub_access import OFFLINE_ADVICE, endpoint, is_reachable, offline_datasets
 
@@ -25,7 +25,6 @@ class HubDataModule(TextDataModule):
         path: hub id, a folder, or a file format such as ``"csv"`` for ``data_files``.
         config: configuration of the dataset, where it has several.
         data_files: files of each split.
-        text_columns: the text, or several columns that are joined by ``": "``.
         label_column: the class, as a number from 0 or as one of ``label_names``.
         train_split: the split that head_init, train and dev are drawn from.
         eval_split_name: the labelled split that is kept whole for evaluation.
@@ -34,7 +33,6 @@ class HubDataModule(TextDataModule):
     path: str
     config: str | None = None
     data_files: Mapping[str, str | list[str]] | None = None
-    text_columns: Sequence[str] = ("text",)
     label_column = "label"
     train_split = "train"
 
@@ -71,14 +69,9 @@ class HubDataModule(TextDataModule):
                 "Set text_columns and label_column."
             )
         table = found[split].select_columns(columns).with_format("arrow")[:]
-        return pa.table({"row": np.arange(len(table)), "text": self._texts(table), "label": self._labels(table)})
-
-    def _texts(self, table: pa.Table) -> pa.ChunkedArray:
-        """Returns the one text column as it is, or several, trimmed and joined."""
-        columns = [pc.fill_null(table.column(name).cast(pa.large_string()), "") for name in self.text_columns]
-        if len(columns) == 1:
-            return columns[0]
-        return pc.binary_join_element_wise(*map(pc.utf8_trim_whitespace, columns), pa.scalar(": ", pa.large_string()))
+        return pa.table(
+            {"row": np.arange(len(table)), "text": join_texts(table, self.text_columns), "label": self._labels(table)}
+        )
 
     def _labels(self, table: pa.Table) -> pa.ChunkedArray:
         """Returns the classes as numbers; -1 where there is none."""

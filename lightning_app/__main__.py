@@ -14,11 +14,12 @@ LIGHTNING_COMMANDS = {
     "fit": "train one condition: a dataset, an arm, a seed",
     "validate": "measure a checkpoint on the eval split; writes metrics and predictions",
     "test": "the same measurement by the Trainer's test loop",
-    "predict": "write the logits of the eval split",
 }
 OTHER_COMMANDS = {
     "experiment": "run datasets x arms x seeds, and compare them",
     "report": "tables and plots of an experiment's results",
+    "predict": "label the rows of a CSV, JSON lines or Parquet file by a run's model",
+    "export": "write a run's model into a folder that transformers and peft load",
 }
 COMMANDS = dict.fromkeys(LIGHTNING_COMMANDS, "lightning_app.cli") | {
     name: f"lightning_app.{name}" for name in OTHER_COMMANDS

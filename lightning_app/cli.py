@@ -1,4 +1,4 @@
-"""`influence fit|validate|test|predict`: LightningCLI over the arms and the datasets."""
+"""`influence fit|validate|test`: LightningCLI over the arms and the datasets."""
 
 import inspect
 import json
@@ -76,6 +76,11 @@ class InfluenceCLI(LightningCLI):
             if reason is None:
                 raise
             raise UsageError(f"{reason} {self._make_start()}") from error
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The Trainer's commands, but `predict`: `influence predict` reads files of one's own."""
+        return {name: hidden for name, hidden in LightningCLI.subcommands().items() if name != "predict"}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses `args` alone, whatever the process was started with.

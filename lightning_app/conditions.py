@@ -145,6 +145,7 @@ def command_line(condition: Condition) -> list[str]:
     experiment = condition.experiment
     words = [word for path in condition.configs for word in ("-c", str(path))]
     words += [f"--outputs={experiment.parent}", f"--experiment={experiment.name}"]
+    words += [f"--dataset={condition.dataset}", f"--arm={condition.arm}"]
     words += [f"--seed_everything={condition.seed}", *condition.args]
     return [*words, f"--trainer.enable_progress_bar={str(sys.stderr.isatty()).lower()}"]
 

@@ -1,9 +1,13 @@
 """The shipped configurations: where they are, and what they are called."""
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 
 from lightning_app.errors import UsageError
+
+KINDS = {"data": "datasets"}
+"""Options of `influence experiment` that are called otherwise than the folder of their files."""
 
 
 def configs_folder() -> Path:
@@ -12,20 +16,38 @@ def configs_folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).parent.parent / "configs"
 
 
+def config_files(kind: str, names: Iterable[str]) -> dict[str, Path]:
+    """The files of several names, by what results call them: the name itself, or the stem of a path to a file.
+
+    Raises:
+        UsageError: If there is no such file, or two have the same stem.
+    """
+    files: dict[str, Path] = {}
+    for name in names:
+        path = config_file(kind, name)
+        if files.setdefault(path.stem, path) != path:
+            raise UsageError(f"{files[path.stem]} and {path} would both be called {path.stem!r}. Rename one.")
+    return files
+
+
 def config_file(kind: str, name: str) -> Path:
-    """The file `configs/<kind>/<name>.yaml`.
+    """The file `configs/<kind>/<name>.yaml`, or the one that `name` is the path of.
 
     Raises:
         UsageError: If there is none; lists what there is, near misses first.
     """
+    if name.endswith((".yaml", ".yml")):
+        if Path(name).is_file():
+            return Path(name)
+        raise UsageError(f"There is no file {name}, which --{KINDS.get(kind, kind)} names.")
     folder = configs_folder() / kind
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     if name in names:
         return folder / f"{name}.yaml"
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
-    what = {"data": "dataset", "arms": "arm"}.get(kind, kind)
-    raise UsageError(f"Unknown {what} {name!r}. {hint}There are: {', '.join(names)}.")
+    what = KINDS.get(kind, kind).removesuffix("s")
+    raise UsageError(f"Unknown {what} {name!r}. {hint}There are: {', '.join(names)}, or the path of a .yaml file.")
 
 
 def find_configs(words: list[str]) -> list[str]:

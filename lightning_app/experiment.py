@@ -14,7 +14,7 @@ from jsonargparse.typing import PositiveInt
 from tqdm.auto import tqdm
 
 from lightning_app.conditions import CONDITION_FILE, Condition, command_line, quiet
-from lightning_app.configs import config_file, configs_folder, find_configs
+from lightning_app.configs import config_file, config_files, configs_folder, find_configs
 from lightning_app.errors import UsageError
 from lightning_app.files import METRICS_FILE, check_name, read_json
 from lightning_app.schedule import Plan, Workers, passes_of, run_all, tokens_of
@@ -37,8 +37,8 @@ def build_parser() -> ArgumentParser:
     add("--name", type=str | None, default=None, help="Results go to <outputs>/<name>; default experiment-<backbone>.")
     add("--outputs", type=str, default="outputs", help="Folder of all results.")
     add("--backbone", type=str, default="Qwen/Qwen2-0.5B", help="Hub id, local folder, or all-MiniLM-L6-v2.")
-    add("--datasets", type=list[str], metavar="NAME ...", default=[], help="Names of files in configs/data.")
-    add("--arms", type=list[str], metavar="NAME ...", default=[], help="Names of files in configs/arms.")
+    add("--datasets", type=list[str], metavar="NAME ...", default=[], help="Files in configs/data, or paths.")
+    add("--arms", type=list[str], metavar="NAME ...", default=[], help="Files in configs/arms, or paths.")
     add("--seeds", type=list[int], metavar="K ...", default=[0], help="Seeds: of splits, head and batch order.")
     add("--quick", action="store_true", help=f"{QUICK_SIZE} samples a split: tries the pipeline, measures nothing.")
     add("--accelerator", type=str | None, default=None, help="Name of a file in configs/accelerator: cpu, gpu, tpu.")
@@ -123,21 +123,20 @@ def build_conditions(options: Namespace, folder: Path) -> list[Condition]:
     for key in ("datasets", "arms", "seeds"):
         if not getattr(options, key):
             raise UsageError(f"--{key} is empty: give at least one value.")
-    arms = sorted(dict.fromkeys(["baseline", *options.arms]), key=lambda arm: arm != "baseline")
-    set_arms = [arm for arm, _ in map(_split_assignment, options.set) if arm]
-    for kind, names in {"data": options.datasets, "arms": [*arms, *set_arms]}.items():
-        for name in names:
-            config_file(kind, name)
+    datasets, arms = config_files("data", options.datasets), config_files("arms", ["baseline", *options.arms])
+    for arm, _ in map(_split_assignment, options.set):
+        if arm and arm not in arms:
+            config_file("arms", arm)
     return [
-        _condition(options, folder, dataset, arm, seed)
-        for dataset in dict.fromkeys(options.datasets)
+        _condition(options, folder, dataset, arm, seed, [datasets[dataset], arms[arm]])
+        for dataset in datasets
         for seed in dict.fromkeys(options.seeds)
         for arm in arms
     ]
 
 
-def _condition(options: Namespace, folder: Path, dataset: str, arm: str, seed: int) -> Condition:
-    configs = [configs_folder() / "base.yaml", config_file("data", dataset), config_file("arms", arm)]
+def _condition(options: Namespace, folder: Path, dataset: str, arm: str, seed: int, files: list[Path]) -> Condition:
+    configs = [configs_folder() / "base.yaml", *files]
     if options.accelerator:
         configs.append(config_file("accelerator", options.accelerator))
     args = [f"--model.backbone={options.backbone}"]

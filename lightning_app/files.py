@@ -1,8 +1,10 @@
 """Files of results: named safely, written whole or not at all, and read strictly."""
 
 import json
+import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -45,27 +47,28 @@ def own_folder(path: Path) -> Path:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes a JSON object atomically."""
     text = json.dumps(content, indent=2, allow_nan=True) + "\n"
-    _write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_parquet(path: Path, table: "pyarrow.Table") -> None:
     """Writes a Parquet file atomically."""
     from pyarrow.parquet import write_table
 
-    _write_atomically(path, lambda temporary: write_table(table, temporary))
+    write_atomically(path, lambda temporary: write_table(table, temporary))
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically."""
-    _write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file atomically."""
-    _write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
-def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Has `write` write a file beside `path`, which then takes its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # none that a link could lie in wait under
     try:
@@ -73,6 +76,36 @@ def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path, overwrite: bool, known_by: str) -> Iterator[Path]:
+    """A folder to write into, which takes its name when all is in it; nothing is left of it after an error.
+
+    Args:
+        path: Its name; a folder that is there must be empty.
+        overwrite: Replace a folder that is not empty, if it has the file `known_by`: others are never deleted.
+        known_by: A file that tells what is written here from the user's own folders.
+
+    Raises:
+        UsageError: If there is something that may not be replaced.
+    """
+    path = path.resolve()
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        if not overwrite:
+            raise UsageError(f"--out {path} is there and not empty. Name another folder, or --overwrite what is there.")
+        if not (path / known_by).is_file():
+            raise UsageError(f"--out {path} is no earlier export (it has no {known_by}), so it is not replaced.")
+    temporary, before = (path.with_name(f".{path.name}.{uuid.uuid4().hex}.{end}") for end in ("tmp", "old"))
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if path.exists():
+            path.rename(before)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

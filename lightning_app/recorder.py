@@ -85,7 +85,6 @@ class Recorder(Callback):
             self._batches.append({key: value.cpu() if on_xla else value for key, value in outputs.items()})
 
     on_test_batch_end = on_validation_batch_end
-    on_predict_batch_end = on_validation_batch_end
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes predictions, then metrics."""
@@ -95,12 +94,6 @@ class Recorder(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The same as a validation."""
         self._write(trainer, pl_module, "test")
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes predictions alone."""
-        predictions = self._predictions()
-        if trainer.is_global_zero:
-            write_parquet(Path(trainer.default_root_dir) / PREDICTIONS_FILE, predictions)
 
     def _predictions(self) -> pa.Table:
         """Columns `row`, `label` and `logits` (a list a row) of all processes, in the order of the source's rows."""

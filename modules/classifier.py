@@ -213,9 +213,8 @@ class Classifier(LightningModule):
         self.on_validation_epoch_end()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
-        """Rows, labels and logits of a batch, without metrics."""
-        logits = self(batch["input_ids"], batch["attention_mask"])
-        return {"row": batch["row"], "labels": batch["labels"], "logits": logits}
+        """Rows and logits of a batch of any texts."""
+        return {"row": batch["row"], "logits": self(batch["input_ids"], batch["attention_mask"])}
 
     def configure_optimizers(self) -> Any:
         """AdamW over the trainable weights with a linear warm-up and a linear fall to 0, a step a batch."""

@@ -35,9 +35,6 @@ class Recorder(LightningModule):
     def test_step(self, batch, batch_idx):
         self.validated += batch["row"].tolist()
 
-    def predict_step(self, batch, batch_idx):
-        return batch["row"]
-
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
@@ -224,8 +221,17 @@ def test_validation_is_early_stop_on_during_a_fit_and_eval_after_it(make_toy, ea
         model.validated.clear()
         getattr(make_trainer(), method)(model, module, verbose=False)
         assert sorted(model.validated) == expected["eval"]
-    predicted = make_trainer().predict(model, module)
-    assert sorted(torch.cat(predicted).tolist()) == expected["eval"]
+
+
+def test_texts_of_any_origin_are_batched_as_eval_is(make_toy, toy_table):
+    module = make_toy(max_length=40)
+    texts = toy_table(100, 1).column("text").to_pylist()  # those of eval
+    batches = list(zip(module.texts_dataloader(texts), module.ordered_dataloader("eval"), strict=True))
+    assert len(batches) > 1
+    for ours, of_eval in batches:
+        for name in ("input_ids", "attention_mask", "row"):
+            assert torch.equal(ours[name], of_eval[name])
+        assert (ours["labels"] == -100).all()
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
