@@ -20,6 +20,7 @@ OTHER_COMMANDS = {
     "report": "tables and plots of an experiment's results",
     "predict": "label the rows of a CSV, JSON lines or Parquet file by a run's model",
     "export": "write a run's model into a folder that transformers and peft load",
+    "completion": "print the script by which a shell completes all this",
 }
 COMMANDS = dict.fromkeys(LIGHTNING_COMMANDS, "lightning_app.cli") | {
     name: f"lightning_app.{name}" for name in OTHER_COMMANDS

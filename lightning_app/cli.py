@@ -178,7 +178,9 @@ class InfluenceCLI(LightningCLI):
         known = _defaults(import_object(data.class_path)) | shipped | {"cache_dir": str(Path(config.outputs) / "cache")}
         linked = ("seed", "tokenizer", "train_on")
         changed = {key: value for key, value in data.init_args.items() if key not in linked and value != known.get(key)}
-        words = [word for file in ("base", f"data/{name}", "arms/baseline") for word in ("-c", f"configs/{file}.yaml")]
+        own = ["--data", data.class_path, *(["--dataset", name] if name else [])]
+        words = ["-c", "configs/base.yaml", *(["-c", f"configs/data/{name}.yaml"] if shipped else own)]
+        words += ["-c", "configs/arms/baseline.yaml"]
         words += ["--experiment", config.experiment, "--seed_everything", str(config.seed_everything)]
         words += [] if config.outputs == "outputs" else ["--outputs", config.outputs]
         words += ["--model.backbone", config.model.init_args.backbone]

@@ -48,13 +48,18 @@ def latest_experiment(outputs: Path) -> Path:
     return newest.parents[3]
 
 
-def main(argv: list[str]) -> int:
-    """Writes the report of an experiment and prints its table."""
+def build_parser() -> ArgumentParser:
+    """The options of `influence report`."""
     parser = ArgumentParser(
         prog="influence report", description="Tables and plots of an experiment's results.", exit_on_error=False
     )
     parser.add_argument("--results", type=str | None, default=None, help="An experiment's folder; default the newest.")
     parser.add_argument("--outputs", type=str, default="outputs", help="Where the newest is looked for.")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Writes the report of an experiment and prints its table."""
+    options = build_parser().parse_args(argv)
     print(write_report(Path(options.results) if options.results else latest_experiment(Path(options.outputs))))
     return 0
