@@ -13,7 +13,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from influence_masking import InfluenceMasking
-from lightning_app.dashboard import condition_card
 from lightning_app.files import (
     FIT_FILE,
     MASK_FILE,
@@ -113,6 +112,8 @@ class Recorder(Callback):
         )
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        from lightning_app.dashboard import condition_card  # brings pandas, which training need not wait for
+
         predictions = self._predictions()
         if not trainer.is_global_zero:
             return
