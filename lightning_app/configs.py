@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+import yaml
+
 from lightning_app.errors import UsageError
 
 KINDS = {"data": "datasets"}
@@ -51,10 +53,28 @@ def config_file(kind: str, name: str) -> Path:
 
 
 def find_configs(words: list[str]) -> list[str]:
-    """The words of a command line; a `configs/...` that is not in the working directory becomes the shipped file."""
-    return [
+    """The words of a command line; a `configs/...` that is not in the working directory becomes the shipped file.
+
+    Raises:
+        UsageError: If a file is not YAML.
+    """
+    found = [
         _find(word) if before in ("-c", "--config") else word for before, word in zip(["", *words], words, strict=False)
     ]
+    for before, word in zip(["", *found], found, strict=False):
+        if before in ("-c", "--config") or word.startswith("--config="):
+            _check_yaml(Path(word.removeprefix("--config=")))
+    return found
+
+
+def _check_yaml(path: Path) -> None:
+    """Tells what the argument parser would end on; that there is no file it tells itself."""
+    if not path.is_file():
+        return
+    try:
+        yaml.safe_load(path.read_bytes())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not a YAML file: {error}") from error
 
 
 def _find(word: str) -> str:

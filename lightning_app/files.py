@@ -51,10 +51,10 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def write_parquet(path: Path, table: "pyarrow.Table") -> None:
-    """Writes a Parquet file atomically."""
+    """Writes a Parquet file atomically, with a checksum a page."""
     from pyarrow.parquet import write_table
 
-    write_atomically(path, lambda temporary: write_table(table, temporary))
+    write_atomically(path, lambda temporary: write_table(table, temporary, write_page_checksum=True))
 
 
 def write_text(path: Path, text: str) -> None:

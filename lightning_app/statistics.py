@@ -206,7 +206,8 @@ def read_evaluation(folder: Path) -> Evaluation:
 def _read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows [n], labels [n] and logits [n, classes] of a file, which must be of the types that are written."""
     try:
-        table = pq.read_table(path, partitioning=None)  # else a folder named a=b would become a column
+        # partitions: else a folder named a=b would become a column
+        table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
         columns = [table.column(name) for name in ("row", "label", "logits")]
     except (ArrowException, KeyError, OSError, ValueError, TypeError) as error:
         raise UsageError(f"{path} is damaged or incomplete ({error}). {AGAIN}") from error

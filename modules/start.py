@@ -52,7 +52,8 @@ class Start:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata, names = file.metadata() or {}, file.keys()
-                start = cls(path, {name: file.get_tensor(name) for name in names}, _reference(metadata["start"]))
+                head = {name: file.get_tensor(name).clone() for name in names}  # what is checked stays what is used
+            start = cls(path, head, _reference(metadata["start"]))
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise StartError(f"{path} is not a baseline start ({error}).") from error
         if metadata.get("digest") != start.digest():

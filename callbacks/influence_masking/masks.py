@@ -197,18 +197,18 @@ class Mask:
             )
         try:
             parts = {name: json.loads(metadata[name]) for name in ("shapes", "provenance")}
+            mask = cls.from_state_dict(parts | {"packed": packed, "digest": metadata["digest"]})
         except (KeyError, ValueError, RecursionError) as error:
-            raise MaskingError(f"Asked to read {path} as a mask, found metadata that is damaged: {error}.") from error
-        mask = cls.from_state_dict(parts | {"packed": packed})
-        checksum = metadata.pop("checksum", None)
-        if mask.digest != metadata.get("digest") or checksum != _checksum(metadata):
-            raise MaskingError(f"Asked to read {path}, found content that does not give its digest: it is damaged.")
+            raise MaskingError(f"Asked to read {path} as a mask, found that it is damaged: {error}") from error
+        if metadata.pop("checksum", None) != _checksum(metadata):
+            raise MaskingError(f"Asked to read {path}, found metadata that do not give their checksum: it is damaged.")
         return mask
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the mask as tensors and plain values, for a checkpoint."""
         shapes = {name: list(shape) for name, shape in self.shapes.items()}
-        return {"shapes": shapes, "packed": dict(self.packed), "provenance": dict(self.provenance)}
+        parts = {"shapes": shapes, "packed": dict(self.packed), "provenance": dict(self.provenance)}
+        return parts | {"digest": self.digest}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "Mask":
@@ -225,7 +225,10 @@ class Mask:
                 raise MaskingError(f"Asked for a shape of {name!r}, found {shape!r}: the mask is damaged.")
         shapes = {name: tuple(shape) for name, shape in state["shapes"].items()}
         packed = {name: bits.cpu() if isinstance(bits, Tensor) else bits for name, bits in state["packed"].items()}
-        return cls(shapes, packed, dict(state["provenance"]))
+        mask = cls(shapes, packed, dict(state["provenance"]))
+        if mask.digest != state.get("digest"):
+            raise MaskingError("Asked for a mask, found bits and shapes that do not give its digest: it is damaged.")
+        return mask
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raises a `MaskingError` that names the first difference, unless the candidates have these shapes."""

@@ -1,0 +1,128 @@
+"""Broken configurations: refused in one message by the checks before any training, or run where they say."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mutations import JUNK, broken_bytes, broken_values
+
+from lightning_app.cli import InfluenceCLI
+from lightning_app.configs import configs_folder
+from lightning_app.errors import user_mistake
+from lightning_app.experiment import build_conditions, experiment_folder, parse_options
+
+SHARED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
+CONFIGS = configs_folder()
+EXPERIMENTS = [yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in ("experiment", "demo", "study")]
+CONDITIONS = [f"arms/{path.stem}" for path in sorted((CONFIGS / "arms").glob("*.yaml"))] + ["base", "data/docstrings"]
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty working directory, and no Hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(file: Path, content: Any) -> Path:
+    """A configuration: JSON is YAML."""
+    file.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return file
+
+
+def run_or_refuse(run: Any) -> Any:
+    """What a call returns; None if it refuses what a user can mend. Any other exception fails the test."""
+    try:
+        return run()
+    except Exception as error:
+        assert user_mistake(error), repr(error)
+        return None
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=SHARED)
+@given(data=st.data())
+def test_a_broken_experiment_is_refused_or_is_a_grid_of_known_names_in_its_folder(offline, data):
+    whole = data.draw(st.sampled_from(EXPERIMENTS))
+    text = yaml.safe_dump(whole).encode()
+    file = write(offline / "x.yaml", data.draw(broken_values(whole) | broken_bytes(text) | JUNK))
+
+    def grid() -> Any:
+        options = parse_options(["-c", str(file)])
+        folder = experiment_folder(options)
+        return options, folder, build_conditions(options, folder)
+
+    found = run_or_refuse(grid)
+    if found is not None:
+        options, folder, conditions = found
+        assert folder.parent == Path(options.outputs)
+        assert folder.name not in ("", ".", "..")
+        for condition in conditions:
+            assert condition.folder == folder / condition.dataset / condition.arm / f"seed{condition.seed}"
+            assert all(path.is_relative_to(CONFIGS) for path in condition.configs)
+    assert [path.name for path in offline.iterdir()] == ["x.yaml"]
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=SHARED)
+@given(data=st.data())
+@pytest.mark.filterwarnings("ignore")
+def test_a_broken_condition_is_refused_or_is_placed_in_its_folder(offline, tiny_qwen, data):
+    arm = data.draw(st.sampled_from(CONDITIONS[:-2]))
+    broken = data.draw(st.sampled_from([arm, *CONDITIONS[-2:]]))
+    words = []
+    for name in ("base", "data/docstrings", arm):
+        file = CONFIGS / f"{name}.yaml"
+        if name == broken:
+            whole = yaml.safe_load(file.read_text())
+            file = write(offline / "x.yaml", data.draw(broken_values(whole) | broken_bytes(file.read_bytes())))
+        words += ["-c", str(file)]
+    words += [f"--model.backbone={tiny_qwen}", "--trainer.accelerator=cpu", "--outputs=out"]
+    cli = run_or_refuse(lambda: InfluenceCLI(words, run=False))
+    if cli is not None:
+        parts = Path(cli.trainer.default_root_dir).parts
+        assert len(parts) == 5
+        assert parts[0] == "out"
+        assert not {".", "..", ""} & set(parts)
+    assert not list(offline.glob("out/*/*/*"))
+
+
+NUMBERS = (
+    st.floats()
+    | st.integers(-(2**70), 2**70)
+    | st.booleans()
+    | st.sampled_from(["nan", "inf", "-inf", "1e999", "x", ""])
+)
+OPTIONS = {
+    "full_ft": [
+        "model.learning_rate",
+        "model.weight_decay",
+        "model.warmup_ratio",
+        "data.batch_size",
+        "data.train_size",
+    ],
+    "lora": ["model.rank", "model.alpha", "model.dropout", "data.max_length", "data.eval_size", "seed_everything"],
+    "influence": ["model.fraction", "model.micro_batch_size", "data.calibration_size", "data.num_workers"],
+    "sweep": ["model.fractions", "model.micro_batch_size", "data.pad_lengths"],
+}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=SHARED)
+@given(data=st.data())
+@pytest.mark.filterwarnings("ignore")
+def test_a_number_out_of_its_range_is_refused(offline, tiny_qwen, data):
+    arm = data.draw(st.sampled_from(list(OPTIONS)))
+    option, value = data.draw(st.sampled_from(OPTIONS[arm])), data.draw(NUMBERS)
+    listed = f"[{value}]" if option.endswith("s") and "workers" not in option else value
+    words = [
+        word for name in ("base", "data/docstrings", f"arms/{arm}") for word in ("-c", str(CONFIGS / f"{name}.yaml"))
+    ]
+    words += [f"--model.backbone={tiny_qwen}", "--trainer.accelerator=cpu", f"--{option}={listed}"]
+    cli = run_or_refuse(lambda: InfluenceCLI(words, run=False))
+    if cli is not None:
+        assert float(value) == float(value), f"{option} took {value}"
+        assert float("-inf") < float(value) < float("inf"), f"{option} took {value}"
+        assert float(value) >= 0, f"{option} took {value}"
