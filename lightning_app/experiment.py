@@ -241,7 +241,7 @@ def run_conditions(conditions: list[Condition], todo: list[Condition], overwrite
             print(f"{label}: complete, {_headline(condition)}", flush=True)
             continue
         resumes = condition.last_checkpoint and not overwrite
-        print(f"{label}: {'going on after its last whole epoch' if resumes else 'running'}", flush=True)
+        print(f"{label}: {'going on from its last checkpoint' if resumes else 'running'}", flush=True)
         start = perf_counter()
         failure = _try(condition, overwrite)
         if failure:
@@ -278,7 +278,7 @@ def _keep_traceback(condition: Condition) -> str:
 def run_condition(condition: Condition, overwrite: bool = False) -> None:
     """Fits and validates one condition by the same code as `influence fit` and `influence validate`.
 
-    A fit that was stopped goes on after its last whole epoch, unless it is to be overwritten.
+    A fit that was stopped goes on from its last checkpoint, unless it is to be overwritten.
     """
     from lightning_app.cli import InfluenceCLI
 

@@ -18,32 +18,45 @@ PREDICTIONS_FILE, MASK_FILE, SWEEP_FILE = "predictions.parquet", "mask.safetenso
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes a JSON object atomically."""
     text = json.dumps(content, indent=2, allow_nan=True) + "\n"
-    _write_atomically(path, lambda temporary: temporary.write_text(text))
+    write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 def write_parquet(path: Path, table: "pyarrow.Table") -> None:
     """Writes a Parquet file atomically."""
     from pyarrow.parquet import write_table
 
-    _write_atomically(path, lambda temporary: write_table(table, temporary))
+    write_atomically(path, lambda temporary: write_table(table, temporary))
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically."""
-    _write_atomically(path, lambda temporary: temporary.write_text(text))
+    write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file atomically."""
-    _write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
-def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Has a file written under a name of its own, and renamed once it is whole and on the disk.
+
+    Args:
+        path: The file; its folder is made if missing.
+        write: Writes it to the path that it is given.
+
+    Raises:
+        OSError: If it cannot be written; it names the file.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
