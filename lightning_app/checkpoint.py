@@ -30,8 +30,11 @@ class WholeFile(TorchCheckpointIO):
         """
 
         def save(temporary: Path) -> None:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
+            try:
+                with temporary.open("wb") as file:
+                    torch.save(checkpoint, file)
+            except RuntimeError as error:  # of torch's writer, which closes the file that could not be written
+                raise error.__context__ if isinstance(error.__context__, OSError) else error
 
         write_atomically(Path(path), save)
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 
@@ -59,8 +59,11 @@ class Start:
         """Writes the file whole or not at all."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        save_file(self.head, temporary, metadata={"start": json.dumps(asdict(self.reference))})
-        temporary.replace(self.path)
+        try:
+            temporary.write_bytes(save(self.head, metadata={"start": json.dumps(asdict(self.reference))}))
+            temporary.replace(self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def check_backbone(self, fingerprint: str, name: str, num_labels: int) -> None:
         """Raises StartError unless the head was trained on this backbone, for this number of classes."""

@@ -7,7 +7,6 @@ put into the run alone: at a call of a function, a signal, an error, or half a f
 """
 
 import contextlib
-import errno
 import gc
 import json
 import os
@@ -115,6 +114,14 @@ def _raise(error: BaseException) -> Callable[..., Any]:
     return act
 
 
+def _fill_disk(whole: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Leaves no room below `outputs`, which should be a small disk."""
+    with contextlib.suppress(OSError), Path("outputs/filler").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    return whole(*args, **kwargs)
+
+
 def _kill_halfway(whole: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     """Leaves what a kill in the middle of a write leaves: the first half of the file."""
     whole(*args, **kwargs)
@@ -131,8 +138,9 @@ ACTS: dict[str, Callable[..., Any]] = {
     "SIGTERM": _send(signal.SIGTERM),
     "SIGKILL halfway": _kill_halfway,
     "leave out": lambda whole, *args, **kwargs: "",
-    "ENOSPC": _raise(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
+    "fill disk": _fill_disk,
     "MemoryError": _raise(MemoryError()),
+    "allocate 1 PiB": lambda whole, *args, **kwargs: torch.empty(2**50, dtype=torch.uint8),
     "OutOfMemoryError": _raise(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")),
 }
 

@@ -30,7 +30,7 @@ MOMENTS = {
     "half of the tokens are written": at("datamodules.cache:pq.write_table", of="/tokens/", act=HALFWAY),
     "the baseline begins to train": at(TRAINED, of="Baseline"),
     "half of the baseline's last.ckpt is written": at("torch:save", of=f"{BASELINE}/checkpoints/.last", act=HALFWAY),
-    "half of the start is written": at("modules.start:save_file", of=BASELINE, act=HALFWAY),
+    "half of the start is written": at("pathlib:Path.write_bytes", of=f"{BASELINE}/.start", act=HALFWAY),
     "the start is renamed": at(RENAMED, of=f"{BASELINE}/.start"),
     "the baseline is measured": at("lightning_app.recorder:Recorder.on_validation_batch_end", call=4, of="Baseline"),
     "half of the baseline's metrics are written": at(WRITTEN, of=f"{BASELINE}/.metrics", act=HALFWAY),
