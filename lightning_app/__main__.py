@@ -5,10 +5,10 @@ import os
 import signal
 import sys
 from importlib import import_module
-from types import FrameType
 
 from lightning_app import __version__
 from lightning_app.errors import printable, user_mistake
+from lightning_app.stopping import Stopped, sigterm
 
 LIGHTNING_COMMANDS = {
     "fit": "train one condition: a dataset, an arm, a seed",
@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     command = build_parser().parse_known_args(argv[:1])[0].command
-    before = signal.signal(signal.SIGTERM, _stop)
+    sigterm.can_wait = sigterm.asked = False
+    before = signal.signal(signal.SIGTERM, sigterm)
     try:
         return import_module(COMMANDS[command]).main(argv if command in LIGHTNING_COMMANDS else argv[1:])
     except BrokenPipeError:  # whoever read our output has ended, as `head` does
@@ -66,22 +67,13 @@ def main(argv: list[str] | None = None) -> int:
     except (KeyboardInterrupt, SystemExit) as stop:
         # Lightning ends a fit that Ctrl-C interrupts by an exit status of 1
         interrupted = isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt)
-        if not interrupted and not isinstance(stop, Stopped):
+        if not (interrupted or sigterm.asked or isinstance(stop, Stopped)):
             raise
         number = signal.SIGINT if interrupted else signal.SIGTERM
         print(f"influence {command}: stopped by {number.name}; nothing that was complete is lost", file=sys.stderr)
         return 128 + number
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-class Stopped(SystemExit):
-    """Another process asked this one to end."""
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    """Ends at once, through every `finally`, whatever is being done: Lightning alone waits for the next batch."""
-    raise Stopped(128 + number)
 
 
 if __name__ == "__main__":

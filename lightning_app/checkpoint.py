@@ -1,10 +1,44 @@
 """What a run keeps of its weights: those that are measured, and all that a stopped fit needs to go on."""
 
+from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
 
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from lightning_app.files import write_atomically
+from lightning_app.stopping import sigterm
+
+
+class WholeFile(TorchCheckpointIO):
+    """Writes a checkpoint whole or not at all, beside its place.
+
+    Lightning's own goes by the system's folder for temporary files, which may be smaller or on another disk: there its
+    last step is a copy that can be cut.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes the file.
+
+        Raises:
+            OSError: If it cannot be written; it names the file.
+        """
+
+        def save(temporary: Path) -> None:
+            try:
+                with temporary.open("wb") as file:
+                    torch.save(checkpoint, file)
+            except RuntimeError as error:  # of torch's writer, which closes the file that could not be written
+                raise error.__context__ if isinstance(error.__context__, OSError) else error
+
+        write_atomically(Path(path), save)
+
 
 SECONDS = 1.0
 """What may be spent on writing after every epoch."""
@@ -34,17 +68,21 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keeps `checkpoints/last.ckpt`: weights, optimizer and counters after the last whole epoch.
+    """Keeps `checkpoints/last.ckpt`: weights, optimizer and counters after the last whole epoch, or at SIGTERM.
 
     `influence fit ... --ckpt_path .../last.ckpt` goes on from it to the same result, to the bit, as if the fit had
     never been stopped. `influence experiment` does so itself, and deletes the file when the condition is complete.
 
     Where writing takes seconds (6 GB for all of Qwen2-0.5B, whose epoch takes a GPU no longer), epochs are left out so
     that it takes no more than a tenth of the time.
+
+    SIGTERM saves after the batch at hand, with the state of dropout's random numbers. On several devices, on a TPU,
+    within accumulated gradients and while dev is measured it saves nothing: the file of the last epoch stays.
     """
 
     def __init__(self) -> None:
         super().__init__(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+        self._random: dict[str, Tensor] = {}
         self._written_at, self._seconds = 0.0, 0.0
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -59,6 +97,64 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Trains no further epoch where early stopping had already ended the fit that is resumed."""
         super().on_train_start(trainer, pl_module)
+        # Lightning leaves this out where `estimated_stepping_batches` made the loader before the checkpoint was read
+        trainer.fit_loop._load_combined_loader_states()
         stoppers = trainer.early_stopping_callbacks
         if any(isinstance(stopper, EarlyStopping) and stopper.wait_count >= stopper.patience for stopper in stoppers):
             trainer.should_stop = True
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """From here on SIGTERM waits for the end of a batch; a fit resumed within an epoch has its dropout again.
+
+        The random state is put back here because the loader, too, draws a number when it gives its first batch.
+        """
+        sigterm.can_wait = trainer.world_size == 1
+        if self._random:
+            _set_random_state(self._random, trainer.strategy.root_device)
+            self._random = {}
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ends now if SIGTERM came after the Trainer last looked."""
+        sigterm.can_wait = False
+        if sigterm.asked:
+            raise SIGTERMException
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Saves where SIGTERM ends a fit within an epoch; an error of that batch does not let the others run."""
+        sigterm.can_wait = False
+        if sigterm.asked and not isinstance(exception, SystemExit):
+            raise SIGTERMException from exception
+        if isinstance(exception, SIGTERMException) and _can_be_resumed(trainer):
+            self._random = _random_state(trainer.strategy.root_device)
+            try:
+                trainer.save_checkpoint(Path(cast(str, self.dirpath)) / "last.ckpt")
+            except OSError as error:
+                rank_zero_warn(f"The state at SIGTERM could not be saved: {error}. That of the last whole epoch stays.")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Adds, within an epoch, the state of the random numbers."""
+        return super().state_dict() | ({"random": self._random} if self._random else {})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes it over."""
+        super().load_state_dict(state_dict)
+        self._random = state_dict.get("random", {})
+
+
+def _can_be_resumed(trainer: Trainer) -> bool:
+    """Whether a fit is between two batches of an epoch, with nothing in flight that a checkpoint leaves out."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    within = trainer.training and not progress.is_last_batch
+    alone = trainer.world_size == 1 and trainer.strategy.root_device.type in ("cpu", "cuda")
+    return within and alone and progress.current.completed % trainer.accumulate_grad_batches == 0
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def _set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

@@ -9,6 +9,7 @@ from typing import Any, cast
 import yaml
 from jsonargparse import Namespace
 from jsonargparse._util import import_object
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import XLAAccelerator
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -16,6 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules import TextDataModule
+from lightning_app.checkpoint import WholeFile
 from lightning_app.configs import configs_folder, find_configs
 from lightning_app.errors import UsageError, chain_of_causes
 from lightning_app.files import check_name
@@ -167,6 +169,8 @@ class InfluenceCLI(LightningCLI):
         trainer.strategy.checkpoint_io = CheckedCheckpointIO(trainer.strategy.checkpoint_io)
         if isinstance(trainer.accelerator, XLAAccelerator):
             check_tpu(trainer)
+        elif type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeFile()
         return trainer
 
     def _make_start(self) -> str:

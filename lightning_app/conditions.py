@@ -120,7 +120,7 @@ def _keep_traceback(condition: Condition) -> str:
 def run_condition(condition: Condition, verbose: bool = False) -> None:
     """Fits and validates one condition by the same code as `influence fit` and `influence validate`.
 
-    A fit that was stopped goes on after its last whole epoch. Unless `verbose`, what Lightning tells of a run is left
+    A fit that was stopped goes on from its last checkpoint. Unless `verbose`, what Lightning tells of a run is left
     out.
     """
     from lightning_app.cli import InfluenceCLI

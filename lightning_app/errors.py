@@ -2,12 +2,11 @@
 
 import errno
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNWRITABLE = (
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
-    errno.ENOSPC,
-    errno.EDQUOT,
     errno.ENOTDIR,
     errno.EISDIR,
     errno.EEXIST,
@@ -24,7 +23,7 @@ def user_mistake(error: BaseException) -> Exception | None:
     """The user's mistake behind an exception, or None if it is a fault of ours.
 
     What a constructor raises reaches us wrapped by the argument parser, so the chain of causes is walked. A folder that
-    cannot be written and a full disk are the user's to mend as well.
+    cannot be written, a full disk and too little memory are the user's to mend as well.
     """
     from jsonargparse import ArgumentError
     from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -37,8 +36,34 @@ def user_mistake(error: BaseException) -> Exception | None:
     chain = chain_of_causes(error)
     told: list[Exception] = [link for link in chain if isinstance(link, ours)]
     told += [link for link in chain if isinstance(link, (ArgumentError, MisconfigurationException))]
-    told += [link for link in chain if isinstance(link, OSError) and link.errno in UNWRITABLE and link.filename]
+    told += [_unwritten(link) for link in chain if isinstance(link, OSError) and _is_unwritten(link)]
+    told += [_memory_advice(link) for link in chain if _is_out_of_memory(link)]
     return told[0] if told else None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, CUDA or, by a plain RuntimeError, torch's CPU allocator had no memory left."""
+    from torch import OutOfMemoryError
+
+    return isinstance(error, MemoryError | OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _memory_advice(error: Exception) -> UsageError:
+    found = str(error).strip().partition("\n")[0] or type(error).__name__
+    return UsageError(
+        f"Out of memory ({found}). Lower data.batch_size, data.eval_batch_size or data.max_length, or for a mask's "
+        "gradient model.micro_batch_size: --set [ARM:]KEY=VALUE"
+    )
+
+
+def _is_unwritten(error: OSError) -> bool:
+    """Whether the disk is full, or a file cannot be written where it should be."""
+    return error.errno in FULL or (error.errno in UNWRITABLE and bool(error.filename))
+
+
+def _unwritten(error: OSError) -> UsageError:
+    advice = "Make room" if error.errno in FULL else "Make it writable, or choose another folder by --outputs"
+    return UsageError(f"{error}. {advice}; the same command goes on from what is complete.")
 
 
 def chain_of_causes(error: BaseException) -> list[Exception]:

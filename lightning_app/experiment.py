@@ -232,7 +232,7 @@ def run_conditions(
             condition, label = event.condition, labels[event.condition]
             if event.kind == "start":
                 started[condition] = perf_counter()
-                line = f"{label}: {'going on after its last whole epoch' if condition.last_checkpoint else 'running'}"
+                line = f"{label}: {'going on from its last checkpoint' if condition.last_checkpoint else 'running'}"
             elif event.failure:
                 failures[condition] = event.failure
                 line = f"{label}: FAILED, the reason is told at the end"

@@ -1,6 +1,7 @@
 """Files of results: named safely, written whole or not at all, and read strictly."""
 
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -68,12 +69,24 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Has `write` write a file beside `path`, which then takes its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Has a file written under a name of its own, and renamed once it is whole and on the disk.
+
+    Args:
+        path: The file; its folder is made if missing.
+        write: Writes it to the path that it is given.
+
+    Raises:
+        OSError: If it cannot be written; it names the file.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # none that a link could lie in wait under
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,6 +1,7 @@
 """Where conditions run on one machine: in this process one after the other, or in several, each with a device."""
 
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any, Self, TypeVar
 from lightning_app.conditions import Condition, try_condition
 from lightning_app.errors import UsageError, user_mistake
 from lightning_app.schedule import Plan
+from lightning_app.stopping import sigterm
 
 Result = TypeVar("Result")
 SPAWN = get_context("spawn")  # a fork would share the state of CUDA, of XLA and of thread pools
@@ -144,6 +146,7 @@ class Slot:
 def serve(connection: Connection, index: int, threads: int | None) -> None:
     """Runs, in a process of its own, the conditions that come through a connection until it is closed."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGTERM, sigterm)  # within training it saves first
     see_only(index)
     if threads:
         import torch

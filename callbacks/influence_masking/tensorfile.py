@@ -37,13 +37,17 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
     encoded += b" " * (-len(encoded) % 8)  # the format aligns the data to 8 bytes
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for tensor in tensors.values():
-            file.write(bytes_of(tensor))
-    complete = Path(file.name)
-    complete.chmod(0o644)
-    complete.replace(path)
+    file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False)
+    temporary = Path(file.name)
+    try:
+        with file:
+            file.write(len(encoded).to_bytes(8, "little") + encoded)
+            for tensor in tensors.values():
+                file.write(bytes_of(tensor))
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

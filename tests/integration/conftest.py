@@ -1,12 +1,13 @@
 """Runs of the real command line: one small study, made once, that tests look at or repeat."""
 
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from integration_helpers import ARMS, ROOT, SHARED, run_influence
+from integration_helpers import ARMS, ROOT, SHARED, ForkServer, environment, run_influence
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +42,23 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         assert server.stdout
         endpoint = server.stdout.readline().strip().removeprefix("HF_ENDPOINT=")
         yield {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "home")}
+        server.terminate()
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """Runs of the command line that cost no imports, and into which faults can be put."""
+    folder = tmp_path_factory.mktemp("forks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, str(Path(__file__).with_name("fork_server.py")), str(folder / "socket")]
+    short = {"HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"}
+    env = environment(HF_ENDPOINT=endpoint, HF_HOME=str(folder / "home"), OMP_NUM_THREADS="1", **short)
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        assert server.stdout.readline() == "ready\n"
+        yield ForkServer(folder / "socket", endpoint, folder / "home")
         server.terminate()
 
 

@@ -2,9 +2,14 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -27,35 +32,6 @@ def run_influence(*words: object, cwd: Path, **env: str) -> subprocess.Completed
     return subprocess.run(command, cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=800)
 
 
-STOPPING = """
-import os, sys
-from importlib import import_module
-from lightning_app.__main__ import main
-
-number, where, call, words = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4:]
-module, _, name = where.partition(":")
-owner, _, name = name.rpartition(".")
-owner = getattr(import_module(module), owner) if owner else import_module(module)
-whole, calls = getattr(owner, name), 0
-
-def stopping(*args, **kwargs):
-    global calls
-    calls += 1
-    if calls == call:
-        os.kill(os.getpid(), number)
-    return whole(*args, **kwargs)
-
-setattr(owner, name, stopping)
-sys.exit(main(words))
-"""
-
-
-def run_stopped(number: int, where: str, call: int, *words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs `influence ...` and sends it signal `number` as it makes call `call` to `where` (`module:name`)."""
-    command = [sys.executable, "-c", STOPPING, str(int(number)), where, str(call), *map(str, words)]
-    return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=800)
-
-
 def table_of(printed: str) -> list[list[str]]:
     """The rows of the comparison table in what a command printed, without the seconds."""
     rows = [line.strip("| \n").split("|") for line in printed.splitlines() if line.startswith("|")]
@@ -71,3 +47,31 @@ def metrics_of(run: Path) -> dict:
 def predictions_of(run: Path) -> dict:
     """Rows, labels and logits, to the bit."""
     return pq.read_table(run / "predictions.parquet").to_pydict()
+
+
+@dataclass(frozen=True)
+class ForkServer:
+    """Runs the command line in forks of a process that has imported everything; see `fork_server`.
+
+    Attributes:
+        address: Where it listens.
+        endpoint: Where its runs look for a hub; nothing is there unless a test starts one.
+        home: Their Hugging Face cache.
+    """
+
+    address: Path
+    endpoint: str
+    home: Path
+
+    def run(
+        self, *words: object, cwd: Path, faults: Sequence[dict[str, Any]] = (), **limits: int
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs `influence ...`, with faults (arguments of `fork_server.inject`) and resource limits."""
+        out, err = (cwd / f".{name}.{time.monotonic_ns()}" for name in ("out", "err"))
+        asked = {"words": [*map(str, words)], "cwd": str(cwd), "out": str(out), "err": str(err)}
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(300)
+            connection.connect(str(self.address))
+            connection.sendall((json.dumps(asked | {"faults": faults, "limits": limits}) + "\n").encode())
+            status = int(connection.makefile().readline())
+        return subprocess.CompletedProcess(list(words), status, out.read_text(), err.read_text())

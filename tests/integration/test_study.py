@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
 import torch
-from integration_helpers import ARMS, metrics_of, predictions_of, run_influence, run_stopped, table_of
+from integration_helpers import ARMS, metrics_of, predictions_of, run_influence, table_of
 
 from influence_masking import Mask
 from modules.backbone import load_backbone
@@ -200,71 +199,12 @@ def test_the_mask_does_not_depend_on_how_many_rows_are_taken_at_once(
     assert Mask.load(run / "mask.safetensors").digest == expected
 
 
-@pytest.mark.parametrize("arm", ["influence_tuned", "full_ft"])
-def test_a_killed_fit_goes_on_to_the_same_end_to_the_bit(arm, study, condition_words, influence, tmp_path):
-    words = [*condition_words(arm, "whole"), "--trainer.max_epochs=3", f"--model.start={_start(study)}"]
-    assert influence("fit", *words) == 0
-    whole = tmp_path / "outputs" / "whole" / "docstrings" / arm / "seed0"
-    words.append("--experiment=killed")
-    killed = tmp_path / "outputs" / "killed" / "docstrings" / arm / "seed0"
-    third_epoch = ("lightning_app.checkpoint:LastCheckpoint.on_train_epoch_end", 3)
-    assert run_stopped(signal.SIGKILL, *third_epoch, "fit", *words, cwd=tmp_path).returncode == -signal.SIGKILL
-    assert torch.load(killed / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 1
-    assert influence("fit", *words, f"--ckpt_path={killed / 'checkpoints' / 'last.ckpt'}") == 0
-
-    for file in ("best.ckpt", "last.ckpt"):
-        one, other = (torch.load(run / "checkpoints" / file, weights_only=True) for run in (whole, killed))
-        assert one["state_dict"].keys() == other["state_dict"].keys()
-        for name, tensor in one["state_dict"].items():
-            assert torch.equal(tensor, other["state_dict"][name]), name
-    for name, bits in masked_names(killed).items() if arm == "influence_tuned" else []:
-        assert torch.count_nonzero(other["state_dict"][name][bits]) == 0
-    assert "ckpt_path: null" in (killed / "config.yaml").read_text()
-
-
 def test_a_second_run_finds_everything_complete(study, study_words):
     before = {path: path.stat().st_mtime_ns for path in study.rglob("metrics.json")}
     done = run_influence(*study_words, cwd=study.parents[1])
     assert done.returncode == 0
     assert "5 conditions, 5 of them complete" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in study.rglob("metrics.json")} == before
-
-
-MOMENTS = {
-    "the start is written": ("modules.baseline:Start.save", 1),
-    "the mask is chosen": ("influence_masking.snapshot:Snapshot.select", 2),
-    "an epoch of influence_tuned is over": ("lightning_app.checkpoint:LastCheckpoint.on_train_epoch_end", 4),
-    "lora is about to be measured": ("lightning.pytorch:Trainer.validate", 4),
-    "the metrics of full_ft are written": ("lightning_app.recorder:write_json", 10),
-}
-"""Calls, counted over a whole study: baseline trains for two epochs, influence for none."""
-
-
-@pytest.mark.parametrize(
-    ("number", "moment"),
-    [
-        *[pytest.param(signal.SIGKILL, moment, id=f"SIGKILL as {moment}") for moment in MOMENTS],
-        *[pytest.param(signal.SIGTERM, moment, id=f"SIGTERM as {moment}") for moment in list(MOMENTS)[1:3]],
-    ],
-)
-def test_stopped_in_the_middle_and_started_again_it_ends_with_the_same_table(
-    number, moment, study, study_words, tmp_path
-):
-    stopped = run_stopped(number, *MOMENTS[moment], *study_words, cwd=tmp_path)
-    assert stopped.returncode == (-number if number == signal.SIGKILL else 128 + number), stopped.stderr
-    assert ("stopped by SIGTERM" in stopped.stderr) == (number == signal.SIGTERM)
-    complete = len(list(tmp_path.rglob("metrics.json")))
-    assert complete < len(ARMS)
-
-    done = run_influence(*study_words, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert f"5 conditions, {complete} of them complete" in done.stdout
-    assert ("going on after its last whole epoch" in done.stdout) == (moment != "the mask is chosen")
-    assert table_of(done.stdout) == table_of((study.parents[1] / "printed.txt").read_text())
-    for arm in ARMS:
-        again, ours = (folder / "docstrings" / arm / "seed0" for folder in (tmp_path / "outputs" / study.name, study))
-        assert metrics_of(again) == metrics_of(ours)
-        assert predictions_of(again) == predictions_of(ours)
 
 
 def test_a_failed_condition_does_not_stop_the_others_and_is_told_at_the_end(study_words, tmp_path):
