@@ -35,7 +35,9 @@ class WholeFile(TorchCheckpointIO):
                 with temporary.open("wb") as file:
                     torch.save(checkpoint, file)
             except RuntimeError as error:  # of torch's writer, which closes the file that could not be written
-                raise error.__context__ if isinstance(error.__context__, OSError) else error
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
 
         write_atomically(Path(path), save)
 

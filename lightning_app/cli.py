@@ -166,11 +166,11 @@ class InfluenceCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise UsageError(f"The Trainer cannot be made from the options trainer.*: {error}") from error
-        trainer.strategy.checkpoint_io = CheckedCheckpointIO(trainer.strategy.checkpoint_io)
         if isinstance(trainer.accelerator, XLAAccelerator):
             check_tpu(trainer)
         elif type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFile()
+        trainer.strategy.checkpoint_io = CheckedCheckpointIO(trainer.strategy.checkpoint_io)
         return trainer
 
     def _make_start(self) -> str:

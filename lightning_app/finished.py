@@ -1,16 +1,14 @@
 """A finished run: its model with a checkpoint's weights, and its datamodule, made again from the run's folder."""
 
-import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
 
-import torch
 import yaml
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from lightning_app.cli import InfluenceCLI
 from lightning_app.errors import UsageError
+from modules.checkpoints import read_checkpoint
 
 
 class FinishedRun(InfluenceCLI):
@@ -60,10 +58,7 @@ class FinishedRun(InfluenceCLI):
         self.datamodule, self.model = built.data, built.model
 
     def _load_weights(self) -> None:
-        try:
-            checkpoint: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise UsageError(f"{self.checkpoint} holds more than weights, so it is not loaded.") from error
+        checkpoint = read_checkpoint(self.checkpoint)
         self.model.on_load_checkpoint(checkpoint)
         self.model.load_state_dict(checkpoint["state_dict"])
         self.model.eval()

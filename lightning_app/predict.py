@@ -13,8 +13,8 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from datamodules import join_texts
+from lightning_app.conditions import quiet
 from lightning_app.errors import UsageError
-from lightning_app.experiment import quiet
 from lightning_app.finished import FinishedRun
 from lightning_app.tables import check_ending, read_table, write_table
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from modules.checkpoints import read_checkpoint
 from modules.classifier import Classifier
 from modules.start import Start, StartReference
 
@@ -44,5 +45,5 @@ class Baseline(Classifier):
         checkpoint = trainer.checkpoint_callback
         if checkpoint is None or not checkpoint.best_model_path:
             return {name: tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}
-        weights = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+        weights = read_checkpoint(checkpoint.best_model_path)["state_dict"]
         return {name: weights[f"head.{name}"].contiguous() for name in self.head.state_dict()}

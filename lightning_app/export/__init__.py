@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 from torch import nn
 from transformers import PreTrainedModel
 
-from lightning_app.experiment import quiet
+from lightning_app.conditions import quiet
 from lightning_app.export.card import write_card
 from lightning_app.export.mean_pooled import MeanPooledForSequenceClassification
 from lightning_app.export.model import save_adapter, to_transformers

@@ -10,7 +10,9 @@ import torch
 
 from datamodules import DataError, HubTextDataModule
 from datamodules.tokenizers import load_tokenizer
-from lightning_app.experiment import Condition, build_conditions, parse_options, run_conditions
+from lightning_app.conditions import Condition
+from lightning_app.experiment import build_conditions, parse_options, run_conditions
+from lightning_app.workers import InProcess
 
 BEST = Path("docstrings") / "lora" / "seed0" / "checkpoints" / "best.ckpt"
 
@@ -41,7 +43,7 @@ def test_an_experiment_does_not_go_on_from_a_checkpoint_with_a_payload(
     (condition.folder / "metrics.json").unlink()
     checkpoint = condition.folder / "checkpoints" / "last.ckpt"
     is_archive = zipfile.is_zipfile(malicious(checkpoint, **torch.load(study / BEST, weights_only=True)))
-    failures = run_conditions([condition], [condition])
+    failures = run_conditions([condition], [condition], {}, InProcess())
     assert not trace.exists()
     assert "Traceback" not in "".join(capsys.readouterr())
     if is_archive:

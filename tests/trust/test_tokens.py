@@ -31,14 +31,14 @@ FAILING = """
 import logging, sys
 logging.basicConfig(level=logging.DEBUG)
 from datamodules import HubTextDataModule
-from lightning_app import experiment
+from lightning_app import conditions, experiment
 from lightning_app.__main__ import main
 
-def fail(condition, overwrite):
+def fail(condition, verbose):
     raise RuntimeError("a fault of ours")
 
 statuses = [main(sys.argv[1:])]
-experiment.run_condition, experiment.check_inputs = fail, lambda conditions: None
+conditions.run_condition, experiment.check_inputs = fail, lambda todo: experiment.Plan("cpu", 1, {})
 statuses.append(main(sys.argv[1:]))
 print("statuses", statuses)
 """
