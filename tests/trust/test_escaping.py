@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def hostile(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "=set" / "influence").rename(folder / "=set" / arm)
     for file in folder.rglob("metrics.json"):
         metrics = json.loads(file.read_text())
-        texts = {name: HOSTILE for name in ("backbone", "eval_split", "device", "precision")}
+        texts = dict.fromkeys(("backbone", "eval_split", "device", "precision"), HOSTILE)
         texts |= {"dataset": f"@{HOSTILE}", "versions": {HOSTILE: HOSTILE}}
         texts |= {"split_sizes": metrics["split_sizes"] | {HOSTILE: 1}, "arm": file.parents[1].name}
         file.write_text(json.dumps(metrics | texts))
@@ -102,7 +103,7 @@ def test_the_markdown_has_no_element_link_or_picture_that_it_did_not_make(hostil
 
 def test_a_table_in_markdown_keeps_its_columns(hostile):
     rows = [line for line in (hostile / "report.md").read_text().splitlines() if line.startswith("|")]
-    headers = [row for row, below in zip(rows, rows[1:], strict=False) if below.startswith("|:-")]
+    headers = [row for row, below in pairwise(rows) if below.startswith("|:-")]
     assert len(headers) > 5
     table: list[str] = []
     for row in rows:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TOKEN = "hf_secretOfTheUserThatNobodyMaySee"  # noqa: S105
+TOKEN = "hf_secretOfTheUserThatNobodyMaySee"
 
 
 def assert_untold(folder: Path, *printed: str) -> None:
