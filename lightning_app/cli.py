@@ -4,7 +4,7 @@ import inspect
 import json
 import shlex
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import yaml
 from jsonargparse import Namespace
@@ -88,11 +88,16 @@ class InfluenceCLI(LightningCLI):
         """Parses `args` alone, whatever the process was started with.
 
         Raises:
-            UsageError: If the seed is none.
+            UsageError: If a section is of another kind, or the seed or the folder of results is none.
         """
         self.config = parser.parse_args(find_configs(cast(list[str], args)))
+        for section, key in (("trainer", "default_root_dir"), ("data", "class_path"), ("model", "class_path")):
+            if key not in (self._run_config.get(section) or Namespace()):
+                raise UsageError(f"{section} is {self._run_config.get(section)}, but must be an object of its options.")
         seed = self._run_config.seed_everything
-        if isinstance(seed, bool) or not 0 <= seed < 2**32:
+        if self._run_config.outputs is None:
+            raise UsageError("outputs is null, but must be a folder. Leave it out for its default.")
+        if type(seed) is not int or not 0 <= seed < 2**32:
             raise UsageError(f"seed_everything is {seed!r}, but must be a whole number from 0 to 2**32 - 1.")
 
     def _parse_ckpt_path(self) -> None:
@@ -122,6 +127,8 @@ class InfluenceCLI(LightningCLI):
                 checkpoint does not exist.
         """
         config = self._run_config
+        check_nulls("data", config.data)
+        check_nulls("model", config.model)
         dataset, arm = (
             check_name(f"--{what}", named if named is not None else chosen.class_path.rpartition(".")[2].lower())
             for what, named, chosen in (("dataset", config.dataset, config.data), ("arm", config.arm, config.model))
@@ -179,7 +186,8 @@ class InfluenceCLI(LightningCLI):
         data, name = config.data, config.dataset
         file = configs_folder() / "data" / f"{name}.yaml"
         shipped = yaml.safe_load(file.read_text())["data"]["init_args"] if name and file.is_file() else {}
-        known = _defaults(import_object(data.class_path)) | shipped | {"cache_dir": str(Path(config.outputs) / "cache")}
+        defaults = {key: argument.default for key, argument in _arguments(import_object(data.class_path)).items()}
+        known = defaults | shipped | {"cache_dir": str(Path(config.outputs) / "cache")}
         linked = ("seed", "tokenizer", "train_on")
         changed = {key: value for key, value in data.init_args.items() if key not in linked and value != known.get(key)}
         own = ["--data", data.class_path, *(["--dataset", name] if name else [])]
@@ -212,12 +220,24 @@ def check_tpu(trainer: Trainer) -> None:
         )
 
 
-def _defaults(kind: type) -> dict[str, Any]:
-    """The defaults of a class's arguments, its bases' included."""
+def _arguments(kind: type) -> dict[str, inspect.Parameter]:
+    """The arguments of a class, its bases' included."""
     signatures = [
         inspect.signature(vars(base)["__init__"]) for base in reversed(kind.__mro__) if "__init__" in vars(base)
     ]
-    return {name: item.default for signature in signatures for name, item in signature.parameters.items()}
+    return {name: item for signature in signatures for name, item in signature.parameters.items()}
+
+
+def check_nulls(what: str, chosen: Namespace) -> None:
+    """Refuses null where a class takes none, which the argument parser lets through.
+
+    Raises:
+        UsageError: If an argument is null that must have a value.
+    """
+    for name, argument in _arguments(import_object(chosen.class_path)).items():
+        is_null = name in chosen.init_args and chosen.init_args[name] is None
+        if is_null and argument.default is not None and type(None) not in get_args(argument.annotation):
+            raise UsageError(f"{what}.{name} is null, but must have a value. Leave it out for its default.")
 
 
 class PrepareData(InfluenceCLI):

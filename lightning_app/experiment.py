@@ -72,7 +72,11 @@ def build_parser() -> ArgumentParser:
 
 def parse_options(argv: list[str]) -> Namespace:
     """The options of the command line, where lists are values separated by spaces."""
-    return build_parser().parse_args(find_configs(_join_lists(argv)))
+    options = build_parser().parse_args(find_configs(_join_lists(argv)))
+    for key in ("outputs", "backbone"):
+        if options[key] is None:
+            raise UsageError(f"--{key} is null, but must have a value. Leave it out for its default.")
+    return options
 
 
 def _join_lists(words: list[str]) -> list[str]:

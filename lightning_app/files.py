@@ -18,19 +18,24 @@ FIT_FILE, METRICS_FILE = "fit.json", "metrics.json"
 PREDICTIONS_FILE, MASK_FILE, SWEEP_FILE = "predictions.parquet", "mask.safetensors", "sweep.json"
 
 
-def check_name(what: str, name: str) -> str:
+def check_name(what: str, name: str | None) -> str:
     """The name of a folder of results, unless it would lead to another place.
 
     Raises:
         UsageError: If it is not the name of one file or folder.
     """
-    is_plain = name.isprintable() and name == name.strip() and name not in ("", "..")
-    if is_plain and all(kind(name).name == name for kind in (PurePosixPath, PureWindowsPath)):
+    if name is not None and _is_plain(name):
         return name
     raise UsageError(
         f"{what} is {name!r}, but must be the name of a folder: not empty, not . or .., without / \\ : and control "
         "characters, and without spaces at its ends."
     )
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name is that of one file or folder, on every system."""
+    is_text = name.isprintable() and name == name.strip() and name not in ("", "..")
+    return is_text and all(kind(name).name == name for kind in (PurePosixPath, PureWindowsPath))
 
 
 def own_folder(path: Path) -> Path:

@@ -1,9 +1,38 @@
 """Ways to break a file: at the level of its bytes, and at the level of what its JSON or YAML says."""
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+
+from lightning_app.errors import user_mistake
+
+Outcome = tuple[Any, str | None]
+"""What a call returned, and the message by which it refused; one of them is None."""
+
+
+def outcome(call: Callable[[], Any]) -> Outcome:
+    """Calls; an exception that is no user's mistake is a fault of ours, and gets through."""
+    try:
+        return call(), None
+    except Exception as error:
+        if mistake := user_mistake(error):
+            return None, str(mistake)
+        raise
+
+
+def read_broken(file: Path, content: bytes, read: Callable[[Path], Any]) -> Outcome:
+    """Reads a file with another content; it is afterwards what it was."""
+    whole = file.read_bytes()
+    file.write_bytes(content)
+    try:
+        return outcome(lambda: read(file))
+    finally:
+        file.write_bytes(whole)
+
 
 JUNK = st.one_of(
     st.none(),
@@ -16,6 +45,12 @@ JUNK = st.one_of(
     st.sampled_from([10**400, -1, 0, 1, 2, 0.5, 1e308, "", ".", "../../x", "/x", "=1+1", "<b>", "a\x1b[2Jb", "\ud800"]),
 )
 """Values of every kind, those that code trips over among them."""
+
+
+def examples(count: int) -> settings:
+    """So many examples, the same in every run; a file on disk is put back after each."""
+    checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
+    return settings(max_examples=count, deadline=None, derandomize=True, suppress_health_check=checks)
 
 
 @st.composite

@@ -6,16 +6,14 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from mutations import JUNK, broken_bytes, broken_values
+from mutations import JUNK, broken_bytes, broken_values, examples, outcome
 
 from lightning_app.cli import InfluenceCLI
 from lightning_app.configs import configs_folder
-from lightning_app.errors import user_mistake
 from lightning_app.experiment import build_conditions, experiment_folder, parse_options
 
-SHARED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 CONFIGS = configs_folder()
 EXPERIMENTS = [yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in ("experiment", "demo", "study")]
 CONDITIONS = [f"arms/{path.stem}" for path in sorted((CONFIGS / "arms").glob("*.yaml"))] + ["base", "data/docstrings"]
@@ -35,16 +33,7 @@ def write(file: Path, content: Any) -> Path:
     return file
 
 
-def run_or_refuse(run: Any) -> Any:
-    """What a call returns; None if it refuses what a user can mend. Any other exception fails the test."""
-    try:
-        return run()
-    except Exception as error:
-        assert user_mistake(error), repr(error)
-        return None
-
-
-@settings(max_examples=500, deadline=None, suppress_health_check=SHARED)
+@examples(300)
 @given(data=st.data())
 def test_a_broken_experiment_is_refused_or_is_a_grid_of_known_names_in_its_folder(offline, data):
     whole = data.draw(st.sampled_from(EXPERIMENTS))
@@ -56,7 +45,7 @@ def test_a_broken_experiment_is_refused_or_is_a_grid_of_known_names_in_its_folde
         folder = experiment_folder(options)
         return options, folder, build_conditions(options, folder)
 
-    found = run_or_refuse(grid)
+    found, _ = outcome(grid)
     if found is not None:
         options, folder, conditions = found
         assert folder.parent == Path(options.outputs)
@@ -67,7 +56,7 @@ def test_a_broken_experiment_is_refused_or_is_a_grid_of_known_names_in_its_folde
     assert [path.name for path in offline.iterdir()] == ["x.yaml"]
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=SHARED)
+@examples(60)
 @given(data=st.data())
 @pytest.mark.filterwarnings("ignore")
 def test_a_broken_condition_is_refused_or_is_placed_in_its_folder(offline, tiny_qwen, data):
@@ -81,7 +70,7 @@ def test_a_broken_condition_is_refused_or_is_placed_in_its_folder(offline, tiny_
             file = write(offline / "x.yaml", data.draw(broken_values(whole) | broken_bytes(file.read_bytes())))
         words += ["-c", str(file)]
     words += [f"--model.backbone={tiny_qwen}", "--trainer.accelerator=cpu", "--outputs=out"]
-    cli = run_or_refuse(lambda: InfluenceCLI(words, run=False))
+    cli, _ = outcome(lambda: InfluenceCLI(words, run=False))
     if cli is not None:
         parts = Path(cli.trainer.default_root_dir).parts
         assert len(parts) == 5
@@ -110,7 +99,7 @@ OPTIONS = {
 }
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=SHARED)
+@examples(60)
 @given(data=st.data())
 @pytest.mark.filterwarnings("ignore")
 def test_a_number_out_of_its_range_is_refused(offline, tiny_qwen, data):
@@ -121,8 +110,36 @@ def test_a_number_out_of_its_range_is_refused(offline, tiny_qwen, data):
         word for name in ("base", "data/docstrings", f"arms/{arm}") for word in ("-c", str(CONFIGS / f"{name}.yaml"))
     ]
     words += [f"--model.backbone={tiny_qwen}", "--trainer.accelerator=cpu", f"--{option}={listed}"]
-    cli = run_or_refuse(lambda: InfluenceCLI(words, run=False))
+    cli, _ = outcome(lambda: InfluenceCLI(words, run=False))
     if cli is not None:
         assert float(value) == float(value), f"{option} took {value}"
         assert float("-inf") < float(value) < float("inf"), f"{option} took {value}"
         assert float(value) >= 0, f"{option} took {value}"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trainer": [1]}, "trainer is [1], but must be an object of its options"),
+        ({"trainer": None}, "trainer is None, but must be an object of its options"),
+        ({"data": None}, "required: fit.data"),
+        ({"outputs": None}, "outputs is null"),
+        ({"experiment": None}, "--experiment is None, but must be the name of a folder"),
+        ({"seed_everything": None}, 'Parser key "seed_everything"'),
+        ({"seed_everything": -1}, "seed_everything is -1"),
+        ({"model": {"init_args": {"learning_rate": None}}}, "model.learning_rate is null"),
+        ({"data": {"init_args": {"batch_size": None}}}, "data.batch_size is null"),
+        (b"\x80", "x.yaml is not a YAML file"),
+        (b"[" * 100_000, "x.yaml is not a YAML file"),
+        (b"a: 2024-99-99", "x.yaml is not a YAML file"),
+    ],
+)
+def test_what_the_argument_parser_lets_through_is_told_by_its_key(change, message, words, refused, tmp_path):
+    file = write(tmp_path / "x.yaml", change)
+    assert message in refused("fit", *words("lora"), "-c", file)
+
+
+@pytest.mark.parametrize("key", ["outputs", "backbone"])
+def test_an_experiment_without_a_place_or_a_model_is_refused(key, refused, tmp_path):
+    file = write(tmp_path / "x.yaml", {key: None})
+    assert f"--{key} is null" in refused("experiment", "-c", file)

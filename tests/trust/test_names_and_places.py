@@ -8,7 +8,7 @@ import pytest
 
 from datamodules import DataError, HubTextDataModule
 from lightning_app.cli import InfluenceCLI
-from lightning_app.report import write_report
+from lightning_app.report import load_results, write_report
 
 CLIMBING = ["../../climbed", "/tmp/climbed", "a/b", "a\\b", "C:climbed", "", ".", "..", " a", "a\nb", "a\x1b[2J"]
 
@@ -75,4 +75,4 @@ def test_a_report_that_is_a_link_is_replaced_and_what_it_led_to_stays(study, tmp
 def test_a_results_folder_on_another_disk_is_followed(study, tmp_path):
     (study / "docstrings").rename(tmp_path / "other disk")
     (study / "docstrings").symlink_to(tmp_path / "other disk")
-    assert "docstrings" in write_report(study)
+    assert list(load_results(study)["arm"]) == ["baseline", "influence", "lora"]
