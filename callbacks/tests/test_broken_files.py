@@ -18,7 +18,7 @@ hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
 
 HEALTH = [hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow]
-settings = hypothesis.settings(max_examples=500, deadline=None, suppress_health_check=HEALTH)
+settings = hypothesis.settings(max_examples=500, deadline=None, derandomize=True, suppress_health_check=HEALTH)
 
 JUNK = st.one_of(
     st.none(),
