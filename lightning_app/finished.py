@@ -44,13 +44,15 @@ class FinishedRun(InfluenceCLI):
             raise UsageError(
                 f"{self.checkpoint} has no {path} beside its folder: that file, which a fit leaves, is needed."
             )
-        config = yaml.safe_load(path.read_text())
-        self.precision = config["trainer"]["precision"]
-        config["trainer"] = {"logger": False}
-        config["model"]["init_args"]["start"] = None  # the head is in the checkpoint
-        self.config = parser.parse_object(
-            {key: config[key] for key in config if key not in ("ckpt_path", "weights_only")}
-        )
+        try:
+            config = yaml.safe_load(path.read_text())
+            self.precision = config["trainer"]["precision"]
+            config["trainer"] = {"logger": False}
+            config["model"]["init_args"]["start"] = None  # the head is in the checkpoint
+            kept = {key: config[key] for key in config if key not in ("ckpt_path", "weights_only")}
+        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise UsageError(f"{path} is no configuration of a fit ({error!r}). Fit the condition again.") from error
+        self.config = parser.parse_object(kept)
 
     def instantiate_classes(self) -> None:
         """Builds the datamodule and the model alone."""

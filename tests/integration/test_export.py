@@ -300,6 +300,8 @@ def test_a_model_that_computes_something_else_is_not_written(study, influence, t
         (lambda run: (run / "checkpoints" / "best.ckpt").unlink(), "should be a checkpoint, but is not there"),
         (lambda run: (run / "checkpoints" / "best.ckpt").write_text("x"), "should be a checkpoint, but is damaged"),
         (lambda run: (run / "config.yaml").unlink(), "config.yaml"),
+        (lambda run: (run / "config.yaml").write_text("trainer: ["), "is no configuration of a fit"),
+        (lambda run: (run / "config.yaml").write_text("- a list"), "is no configuration of a fit"),
         (lambda run: torch.save({"x": Path()}, run / "checkpoints" / "best.ckpt"), "holds more than weights"),
         (lambda run: torch.save({"x": 1}, run / "checkpoints" / "best.ckpt"), "was made with arm None"),
     ],
