@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max_length", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     options = parser.parse_args()
 
     table = pq.read_table(options.splits).to_pandas()
@@ -97,6 +98,7 @@ def main() -> None:
                     save_total_limit=1,
                     load_best_model_at_end=True,
                     metric_for_best_model="accuracy",
+                    bf16=options.precision == "bf16",
                     use_cpu=not torch.cuda.is_available(),
                     seed=options.seed,
                     report_to=[],

@@ -55,6 +55,8 @@ ARMS = ("baseline", "influence", "lora", "full_ft")
 WORKS = ("full_ft", "lora", "gradient", "evaluation")
 PASSES = {"full_ft": 3, "lora": 2, "gradient": 3, "evaluation": 1}
 """A pass forward costs 1, the gradient of activations 1, that of weights 1."""
+settings: dict[str, Any] = {}
+"""What the shipped configuration of the device says."""
 NEEDED = ("jsonargparse", "datasets", "filelock", "tensorboard", "statsmodels", "matplotlib", "jinja2", "tabulate")
 
 
@@ -112,11 +114,14 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3, help="that are measured, the first included")
     parser.add_argument("--projected_epochs", type=int, default=10, help="of lora and full_ft in the projection")
     parser.add_argument("--compile", action="store_true")
+    kind = "gpu" if CUDA else "cpu"
+    parser.add_argument("--settings", default=kind, help="file of configs/accelerator; the device is what is there")
     parser.add_argument("--skip", nargs="+", choices=["peer", "experiment"], default=[])
     options = parser.parse_args()
     be_quiet()
     device = torch.cuda.get_device_name() if CUDA else f"{machine()}, {torch.get_num_threads()} threads"
     rate = matrix_rate()
+    settings.update(yaml.safe_load((ROOT / "configs" / "accelerator" / f"{options.settings}.yaml").read_text()))
     print(f"{device}; torch {torch.__version__}; a matrix product in bfloat16 runs at {rate / 1e12:.3g} TFLOP/s")
     with tempfile.TemporaryDirectory() as name:
         folder = make_model(Path(name) / "model", options.size, options.layers)
@@ -139,13 +144,8 @@ def be_quiet() -> None:
 
 
 def precision() -> str:
-    """That of the shipped configuration for this device."""
-    return accelerator_config()["trainer"]["precision"]
-
-
-def accelerator_config() -> dict[str, Any]:
-    """configs/accelerator/gpu.yaml or cpu.yaml."""
-    return yaml.safe_load((ROOT / "configs" / "accelerator" / f"{'gpu' if CUDA else 'cpu'}.yaml").read_text())
+    """That of the settings."""
+    return settings["trainer"]["precision"]
 
 
 def now() -> float:
@@ -170,7 +170,7 @@ def matrix_rate() -> float:
 def data_of(folder: str, cache: Path, like: str, options: argparse.Namespace) -> GeneratedText:
     """The generated data set."""
     sizes = {"head_init_size": options.train_rows // 2, "dev_size": options.train_rows // 2}
-    loading = accelerator_config().get("data", {}).get("init_args", {})
+    loading = settings.get("data", {}).get("init_args", {})
     return GeneratedText(
         folder,
         like,
@@ -277,7 +277,9 @@ def peers(folder: str, scratch: Path, options: argparse.Namespace) -> dict[str, 
     for like in options.datasets:
         data = data_of(folder, scratch, like, options)
         data.setup()
-        found[like] = tokens_a_second(folder, data._rows["train"], data._rows["eval"], data.num_labels, options.epochs)
+        found[like] = tokens_a_second(
+            folder, data._rows["train"], data._rows["eval"], data.num_labels, options.epochs, "bf16" in precision()
+        )
     return found
 
 
@@ -330,10 +332,11 @@ def run_experiment(folder: str, scratch: Path, options: argparse.Namespace) -> N
         return
     like = options.datasets[0]
     sizes = {"head_init": options.train_rows // 2, "train": options.train_rows, "dev": options.train_rows // 2}
-    words = ["--datasets", like, "--arms", *ARMS, "--backbone", folder, "--accelerator", "gpu" if CUDA else "cpu"]
+    words = ["--datasets", like, "--arms", *ARMS, "--backbone", folder, "--accelerator", options.settings]
     sets = ["data=generated.GeneratedText", f"data.like={like}", f"data.eval_rows={EVAL_ROWS[like]}"]
     sets += [f"data.{split}_size={rows}" for split, rows in sizes.items()]
     sets += [f"{arm}:trainer.max_epochs={options.projected_epochs}" for arm in ("lora", "full_ft")]
+    sets += [f"trainer.accelerator={'gpu' if CUDA else 'cpu'}"]
     sets += [f"model.compile={str(options.compile).lower()}"]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "callbacks"), str(Path(__file__).parent)])
     command = [sys.executable, "-m", "lightning_app", "experiment", *words, "--set", *sets]

@@ -57,7 +57,9 @@ def now() -> float:
     return perf_counter()
 
 
-def tokens_a_second(folder: str, train: Any, evaluation: Any, num_labels: int, epochs: int) -> dict[str, float]:
+def tokens_a_second(
+    folder: str, train: Any, evaluation: Any, num_labels: int, epochs: int, bf16: bool
+) -> dict[str, float]:
     """Real tokens a second of both arms and of evaluation; the first of several epochs does not count."""
     found = {}
     for arm in ("full_ft", "lora"):
@@ -77,7 +79,7 @@ def tokens_a_second(folder: str, train: Any, evaluation: Any, num_labels: int, e
                     learning_rate=1e-5,
                     weight_decay=0.01,
                     max_grad_norm=1.0,
-                    bf16=torch.cuda.is_available(),
+                    bf16=bf16,
                     use_cpu=not torch.cuda.is_available(),
                     save_strategy="no",
                     logging_strategy="no",

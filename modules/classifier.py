@@ -230,6 +230,9 @@ class Classifier(LightningModule):
             lr=self.learning_rate,
             fused=self.device.type in ("cpu", "cuda"),
         )
+        # gradients are unscaled before they are clipped: a fused AdamW would do it later, and Lightning then refuses to
+        # clip, under bf16-mixed as well, where nothing is scaled
+        optimizer._step_supports_amp_scaling = False
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = get_linear_schedule_with_warmup(optimizer, int(self.warmup_ratio * steps), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

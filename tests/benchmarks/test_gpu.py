@@ -16,7 +16,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 @pytest.mark.slow
 def test_it_measures_all_work_the_peer_and_the_command_and_projects_the_study(tmp_path):
     words = ["--size", "tiny", "--datasets", "sst2", "--train_rows", "32", "--eval_rows", "64", "--epochs", "2"]
-    command = [sys.executable, BENCHMARKS / "gpu.py", *words, "--projected_epochs", "1"]
+    command = [sys.executable, BENCHMARKS / "gpu.py", *words, "--projected_epochs", "1", "--settings", "gpu"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()]

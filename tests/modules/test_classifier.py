@@ -90,6 +90,24 @@ def test_biases_and_norms_are_not_decayed(tiny_qwen):
     assert groups[1]["weight_decay"] == 0.0
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_in_every_precision(precision, tiny_qwen, docstrings, trainer, monkeypatch):
+    norms, clip = [], 1e-3
+
+    class Watched(FullFineTuning):
+        def on_train_batch_end(self, *_):
+            grads = [p.grad for p in self.parameters() if p.grad is not None]
+            norms.append(torch.nn.utils.get_total_norm(grads).item())
+
+        def optimizer_zero_grad(self, *_):
+            """Keeps the gradients of the step that is taken."""
+            self.zero_grad()
+
+    module = Watched(backbone=tiny_qwen, num_labels=7)
+    trainer(max_steps=3, precision=precision, gradient_clip_val=clip).fit(module, datamodule=docstrings())
+    assert norms == pytest.approx([clip] * 3, rel=1e-3)
+
+
 def test_an_unknown_backbone_is_told_with_where_it_was_looked_for(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(BackboneError, match=r"nobody/nothing.*could not be loaded from http.*HF_HUB_OFFLINE"):
