@@ -33,8 +33,10 @@ class WholeFile(TorchCheckpointIO):
             try:
                 with temporary.open("wb") as file:
                     torch.save(checkpoint, file)
-            except RuntimeError as error:  # of torch's writer, which closes the file that could not be written
-                raise error.__context__ if isinstance(error.__context__, OSError) else error
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):  # torch's writer has hidden it by closing the file
+                    raise error.__context__ from None
+                raise
 
         write_atomically(Path(path), save)
 

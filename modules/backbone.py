@@ -4,7 +4,7 @@ import hashlib
 import importlib.util
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from safetensors import SafetensorError
@@ -76,11 +76,19 @@ def _explained(load, name: str, **kwargs):
         if isinstance(error, BackboneError):
             raise
         raise BackboneError(
-            f"The backbone {name!r} could not be loaded from {_where(name)}: {str(error).strip().splitlines()[0]} "
-            "Check the name and the network; after one run online, HF_HUB_OFFLINE=1 works from the cache; a local "
-            f"folder made by save_pretrained works as well, and so does --backbone {EMBEDDED_NAME}, which needs no "
-            "network."
+            f"The backbone {name!r} could not be loaded from {_where(name)}: {_reason(error)}. Check the "
+            "name and the network; after one run online, HF_HUB_OFFLINE=1 works from the cache; a local folder made by "
+            f"save_pretrained works as well, and so does --backbone {EMBEDDED_NAME}, which needs no network."
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error and, as transformers tells every one of them alike, of what it began with."""
+    first = root = error
+    while root.__cause__ or root.__context__:
+        root = cast(BaseException, root.__cause__ or root.__context__)
+    lines = [str(link).strip().partition("\n")[0].rstrip(".") for link in (first, root)]
+    return lines[0] if first is root else f"{lines[0]} ({type(root).__name__}: {lines[1]})"
 
 
 def _where(name: str) -> str:

@@ -56,12 +56,18 @@ class Start:
             raise StartError(f"{path} is not a baseline start ({error}).") from error
 
     def save(self) -> None:
-        """Writes the file whole or not at all."""
+        """Writes the file whole or not at all.
+
+        Raises:
+            OSError: If it cannot be written; it names the file.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         try:
             temporary.write_bytes(save(self.head, metadata={"start": json.dumps(asdict(self.reference))}))
             temporary.replace(self.path)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         finally:
             temporary.unlink(missing_ok=True)
 
