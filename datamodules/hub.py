@@ -54,7 +54,7 @@ class HubDataModule(TextDataModule):
             asked = f"{self.path!r} (configuration {self.config or 'default'}, files {self.data_files or 'all'})"
             places = "" if from_files else f", neither from {endpoint()} nor from a local copy"
             advice = "Check data_files." if from_files else OFFLINE_ADVICE
-            found = f"{type(err).__name__}: {str(err).rstrip('.')}"
+            found = f"{type(err).__name__}: {str(err).partition(chr(10))[0].rstrip('.')}"
             raise DataError(f"The dataset {asked} could not be loaded{places}: {found}. {advice}") from err
 
     def _table(self, found: "DatasetDict", split: str) -> pa.Table:

@@ -23,7 +23,7 @@ def load_tokenizer(path: str, max_length: int) -> PreTrainedTokenizerBase:
     except Exception as err:
         raise DataError(
             f"The tokenizer {path!r} could not be loaded, neither from a folder nor from {endpoint()} nor from a local "
-            f"copy ({type(err).__name__}). {OFFLINE_ADVICE}"
+            f"copy ({type(err).__name__}: {str(err).partition(chr(10))[0].rstrip('.')}). {OFFLINE_ADVICE}"
         ) from err
     if max_length > tokenizer.model_max_length:
         raise DataError(f"max_length is {max_length}, but the model of {path!r} takes {tokenizer.model_max_length}.")

@@ -34,8 +34,8 @@ class WholeFile(TorchCheckpointIO):
             try:
                 with temporary.open("wb") as file:
                     torch.save(checkpoint, file)
-            except RuntimeError as error:  # of torch's writer, which closes the file that could not be written
-                if isinstance(error.__context__, OSError):
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):  # torch's writer has hidden it by closing the file
                     raise error.__context__ from None
                 raise
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 import yaml
+from filelock import FileLock, Timeout
 from jsonargparse import Namespace
 from jsonargparse._util import import_object
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -179,6 +180,24 @@ class InfluenceCLI(LightningCLI):
             trainer.strategy.checkpoint_io = WholeFile()
         trainer.strategy.checkpoint_io = CheckedCheckpointIO(trainer.strategy.checkpoint_io)
         return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs a command; one fit at a time in a run's folder.
+
+        Raises:
+            UsageError: If another process is fitting there.
+        """
+        if subcommand != "fit" or not self.trainer.is_global_zero:
+            return super()._run_subcommand(subcommand)
+        run = Path(self.trainer.default_root_dir)
+        run.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(run / ".lock", timeout=0):
+                super()._run_subcommand(subcommand)
+        except Timeout:
+            raise UsageError(
+                f"Another fit is running in {run}. Wait for it, or give this one an --experiment of its own."
+            ) from None
 
     def _make_start(self) -> str:
         """The command that makes the baseline start of this dataset, seed, backbone and sizes."""

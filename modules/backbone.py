@@ -4,7 +4,7 @@ import hashlib
 import importlib.util
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -88,15 +88,20 @@ def _explained(load, name: str, **kwargs):
         raise
     except Exception as error:  # what lies in a folder may make transformers raise anything; the cause is kept
         raise BackboneError(
-            f"The backbone {name!r} could not be loaded from {_where(name)}: {_reason(error)} Its weights must be "
+            f"The backbone {name!r} could not be loaded from {_where(name)}: {_reason(error)}. Its weights must be "
             "safetensors, and code that comes with it is not run. Check the name and the network; after one run "
             "online, HF_HUB_OFFLINE=1 works from the cache; a local folder made by save_pretrained works as well, and "
             f"so does --backbone {EMBEDDED_NAME}, which needs no network."
         ) from error
 
 
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _reason(error: BaseException) -> str:
+    """The first line of an error and, as transformers tells every one of them alike, of what it began with."""
+    first = root = error
+    while root.__cause__ or root.__context__:
+        root = cast(BaseException, root.__cause__ or root.__context__)
+    lines = [str(link).strip().partition("\n")[0].rstrip(".") or type(link).__name__ for link in (first, root)]
+    return lines[0] if first is root else f"{lines[0]} ({type(root).__name__}: {lines[1]})"
 
 
 def _where(name: str) -> str:

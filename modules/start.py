@@ -65,12 +65,18 @@ class Start:
         return hashlib.sha256(save(self.head, metadata={"start": self._described()})).hexdigest()
 
     def save(self) -> None:
-        """Writes the file whole or not at all."""
+        """Writes the file whole or not at all.
+
+        Raises:
+            OSError: If it cannot be written; it names the file.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.tmp")
         try:
             temporary.write_bytes(save(self.head, metadata={"start": self._described(), "digest": self.digest()}))
             temporary.replace(self.path)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -28,6 +28,9 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
         path: The file; its folder is made if missing.
         tensors: CPU tensors of bytes by name.
         metadata: Strings by string.
+
+    Raises:
+        OSError: If it cannot be written; it names the file.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     ends = list(itertools.accumulate((t.numel() for t in tensors.values()), initial=0))
@@ -37,15 +40,17 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
     encoded += b" " * (-len(encoded) % 8)  # the format aligns the data to 8 bytes
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False)
-    temporary = Path(file.name)
+    number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = Path(name)
     try:
-        with file:
+        with open(number, "wb") as file:  # noqa: PTH123
             file.write(len(encoded).to_bytes(8, "little") + encoded)
             for tensor in tensors.values():
                 file.write(bytes_of(tensor))
         temporary.chmod(0o644)
         temporary.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

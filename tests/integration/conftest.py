@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from integration_helpers import ARMS, ROOT, SHARED, ForkServer, environment, run_influence
+from integration_helpers import ARMS, ROOT, SHARED, ForkServer, environment, run_influence, serving
 
 
 @pytest.fixture(scope="session")
@@ -29,20 +29,21 @@ def study(study_words: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="session")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Environment for a local hub with real data and a tiny Qwen2 under its true name."""
+def hub_roots(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What a local hub serves: real data, and a tiny Qwen2 under its true name."""
     if not (SHARED / "hub" / "serve.py").is_file():
         pytest.skip("the local hub is not there: ../shared/hub/serve.py")
-    folder = tmp_path_factory.mktemp("hub")
-    maker = [sys.executable, str(SHARED / "hub" / "make_models.py"), "--size", "tiny", str(folder / "models")]
+    models = tmp_path_factory.mktemp("hub") / "models"
+    maker = [sys.executable, str(SHARED / "hub" / "make_models.py"), "--size", "tiny", str(models)]
     subprocess.run(maker, check=True, capture_output=True)
-    roots = ["--root", str(SHARED / "hub" / "repos"), "--root", str(folder / "models")]
-    command = [sys.executable, str(SHARED / "hub" / "serve.py"), *roots]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout
-        endpoint = server.stdout.readline().strip().removeprefix("HF_ENDPOINT=")
-        yield {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "home")}
-        server.terminate()
+    return ["--root", str(SHARED / "hub" / "repos"), "--root", str(models)]
+
+
+@pytest.fixture(scope="session")
+def hub(hub_roots: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Environment for that hub."""
+    with serving(*hub_roots) as (endpoint, _):
+        yield {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path_factory.mktemp("home"))}
 
 
 @pytest.fixture(scope="session")
@@ -57,9 +58,11 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     env = environment(HF_ENDPOINT=endpoint, HF_HOME=str(folder / "home"), OMP_NUM_THREADS="1", **short)
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
-        assert server.stdout.readline() == "ready\n"
-        yield ForkServer(folder / "socket", endpoint, folder / "home")
-        server.terminate()
+        try:
+            assert server.stdout.readline() == "ready\n"
+            yield ForkServer(folder / "socket", endpoint, folder / "home")
+        finally:
+            server.terminate()
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -122,6 +123,20 @@ def _fill_disk(whole: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return whole(*args, **kwargs)
 
 
+def _wait(whole: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Makes the file `waiting`, and goes on when there is a file `go`."""
+    Path("waiting").touch()
+    while not Path("go").exists():
+        time.sleep(0.01)
+    return whole(*args, **kwargs)
+
+
+def _stall(whole: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Stops the process whose number is in the file `hub`: it takes connections, and answers no more."""
+    os.kill(int(Path("hub").read_text()), signal.SIGSTOP)
+    return whole(*args, **kwargs)
+
+
 def _kill_halfway(whole: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     """Leaves what a kill in the middle of a write leaves: the first half of the file."""
     whole(*args, **kwargs)
@@ -137,6 +152,8 @@ ACTS: dict[str, Callable[..., Any]] = {
     "SIGKILL": _send(signal.SIGKILL),
     "SIGTERM": _send(signal.SIGTERM),
     "SIGKILL halfway": _kill_halfway,
+    "wait": _wait,
+    "stall hub": _stall,
     "leave out": lambda whole, *args, **kwargs: "",
     "fill disk": _fill_disk,
     "MemoryError": _raise(MemoryError()),

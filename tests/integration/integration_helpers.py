@@ -6,7 +6,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,18 @@ def run_influence(*words: object, cwd: Path, **env: str) -> subprocess.Completed
     """Runs `influence ...` in a process of its own."""
     command = [sys.executable, "-m", "lightning_app", *map(str, words)]
     return subprocess.run(command, cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=800)
+
+
+@contextmanager
+def serving(*options: str) -> Iterator[tuple[str, int]]:
+    """A local hub with options of its `serve.py`: its address and the number of its process."""
+    command = [sys.executable, str(SHARED / "hub" / "serve.py"), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        try:
+            yield server.stdout.readline().strip().removeprefix("HF_ENDPOINT="), server.pid
+        finally:
+            server.kill()
 
 
 def table_of(printed: str) -> list[list[str]]:
@@ -62,6 +75,11 @@ class ForkServer:
     address: Path
     endpoint: str
     home: Path
+
+    @property
+    def port(self) -> list[str]:
+        """Options of a hub that these runs find."""
+        return ["--port", self.endpoint.rpartition(":")[2]]
 
     def run(
         self, *words: object, cwd: Path, faults: Sequence[dict[str, Any]] = (), **limits: int

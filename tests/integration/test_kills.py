@@ -1,5 +1,6 @@
 """An experiment that is killed anywhere goes on, where the same command is given again, to the same results."""
 
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from integration_helpers import ForkServer, metrics_of, predictions_of
+from integration_helpers import ForkServer, metrics_of, predictions_of, serving
 
 from datamodules.splits import SPLITS
 from influence_masking import Mask
@@ -110,8 +111,8 @@ def ends(
         return killed, forks.run(*words, *ARMS, cwd=folder, faults=faults), folder
 
     with ThreadPoolExecutor(2) as pool:
-        tests = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-        moments = [test["moment"] for test in tests if "moment" in test]
+        here = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+        moments = [item.callspec.params["moment"] for item in here if "moment" in item.callspec.params]
         runs = {moment: pool.submit(kill_and_start, moment) for moment in moments}
         yield lambda moment: runs[moment]
 
@@ -183,3 +184,23 @@ def test_a_killed_fit_goes_on_from_its_checkpoint_to_the_same_weights(arm, condi
     for name in mask.shapes if mask else []:
         assert torch.count_nonzero(other["state_dict"][name][mask.flags(name)]) == 0
     assert "ckpt_path: null" in (killed / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("file", ["parquet", "model.safetensors"])
+def test_an_experiment_is_killed_within_a_download(file, hub_roots, forks, tmp_path_factory):
+    """The client goes on with the half that is there."""
+    sizes = [f"data.{split}_size=48" for split in SPLITS]
+    words = ["experiment", "--datasets", "sst2", "--arms", "baseline", "--set", *sizes, "trainer.max_epochs=1"]
+    halfway = at("huggingface_hub.file_download:http_get", of=file, act=HALFWAY)
+    killed, whole = (tmp_path_factory.mktemp(name) for name in ("killed", "whole"))
+    shutil.rmtree(forks.home, ignore_errors=True)
+    with serving(*hub_roots, *forks.port):
+        assert forks.run(*words, cwd=killed, faults=[halfway]).returncode == -signal.SIGKILL
+        (half,) = (path for path in forks.home.rglob("*.incomplete") if path.is_file())
+        assert half.stat().st_size > 10_000
+        for folder in (killed, whole):
+            done = forks.run(*words, cwd=folder, faults=[NO_REPORT])
+            assert done.returncode == 0, done.stderr
+            shutil.rmtree(forks.home)
+    assert results_of(killed).keys() == {"baseline"}
+    assert results_of(killed) == results_of(whole)
