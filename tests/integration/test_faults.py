@@ -18,6 +18,7 @@ from integration_helpers import metrics_of, predictions_of, serving
 
 from datamodules.splits import SPLITS
 from lightning_app import experiment
+from lightning_app.workers import InProcess
 
 TUNED = "docstrings/influence_tuned/seed0"
 STEP = "modules.classifier:Classifier.optimizer_step"
@@ -138,16 +139,16 @@ def test_what_a_condition_without_memory_held_is_free_for_the_next(monkeypatch, 
     held: list[weakref.ref] = []
     free: list[bool] = []
 
-    def without_memory(condition, overwrite):
+    def without_memory(condition, verbose):
         free.extend(reference() is None for reference in held)
         weights = torch.zeros(10)
         held.append(weakref.ref(weights))
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(experiment, "run_condition", without_memory)
+    monkeypatch.setattr("lightning_app.conditions.run_condition", without_memory)
     options = experiment.parse_options(["--outputs", str(tmp_path), "--datasets", "sst2", "--arms", "baseline", "lora"])
     conditions = experiment.build_conditions(options, tmp_path / "study")
-    assert len(experiment.run_conditions(conditions, conditions)) == 2
+    assert len(experiment.run_conditions(conditions, conditions, {}, InProcess())) == 2
     assert free == [True]
 
 
