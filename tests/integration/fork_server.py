@@ -10,7 +10,6 @@ import contextlib
 import gc
 import json
 import os
-import resource
 import signal
 import sys
 import time
@@ -51,14 +50,12 @@ class Handler(StreamRequestHandler):
         self.wfile.write(f"{status}\n".encode())
 
 
-def _run(words: list[str], cwd: str, out: str, err: str, faults: list[dict[str, Any]], limits: dict[str, int]) -> None:
+def _run(words: list[str], cwd: str, out: str, err: str, faults: list[dict[str, Any]]) -> None:
     """Does what `python -m lightning_app` does, in a folder, and ends the process."""
     os.chdir(cwd)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for path, stream in ((out, sys.stdout), (err, sys.stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream.fileno())
-    for name, limit in limits.items():
-        resource.setrlimit(getattr(resource, name), (limit, limit))
     for fault in faults:
         inject(**fault)
     status: Any = 1
@@ -156,7 +153,6 @@ ACTS: dict[str, Callable[..., Any]] = {
     "stall hub": _stall,
     "leave out": lambda whole, *args, **kwargs: "",
     "fill disk": _fill_disk,
-    "MemoryError": _raise(MemoryError()),
     "allocate 1 PiB": lambda whole, *args, **kwargs: torch.empty(2**50, dtype=torch.uint8),
     "OutOfMemoryError": _raise(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")),
 }

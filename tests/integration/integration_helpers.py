@@ -81,15 +81,13 @@ class ForkServer:
         """Options of a hub that these runs find."""
         return ["--port", self.endpoint.rpartition(":")[2]]
 
-    def run(
-        self, *words: object, cwd: Path, faults: Sequence[dict[str, Any]] = (), **limits: int
-    ) -> subprocess.CompletedProcess[str]:
-        """Runs `influence ...`, with faults (arguments of `fork_server.inject`) and resource limits."""
+    def run(self, *words: object, cwd: Path, faults: Sequence[dict[str, Any]] = ()) -> subprocess.CompletedProcess[str]:
+        """Runs `influence ...`, with faults (arguments of `fork_server.inject`)."""
         out, err = (cwd / f".{name}.{time.monotonic_ns()}" for name in ("out", "err"))
         asked = {"words": [*map(str, words)], "cwd": str(cwd), "out": str(out), "err": str(err)}
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(300)
             connection.connect(str(self.address))
-            connection.sendall((json.dumps(asked | {"faults": faults, "limits": limits}) + "\n").encode())
+            connection.sendall((json.dumps(asked | {"faults": faults}) + "\n").encode())
             status = int(connection.makefile().readline())
         return subprocess.CompletedProcess(list(words), status, out.read_text(), err.read_text())

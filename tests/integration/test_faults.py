@@ -117,7 +117,6 @@ def test_a_folder_that_turns_read_only_keeps_its_results(small_disk, forks, word
     ("error", "found"),
     [
         ("OutOfMemoryError", "CUDA out of memory. Tried to allocate 20.00 GiB."),
-        ("MemoryError", "MemoryError"),
         ("allocate 1 PiB", "you tried to allocate 1125899906842624 bytes"),
     ],
 )
@@ -202,13 +201,14 @@ def test_a_second_fit_of_a_condition_is_refused_and_the_first_is_unharmed(forks,
 
 @pytest.mark.parametrize("file", ["splits", "tokens"])
 def test_two_processes_may_write_a_cache_at_once(file, forks, words, whole, tmp_path):
+    words = [*words, "--arms", "baseline"]
     with waiting(forks, words, at("pathlib:Path.replace", "wait", f"cache/{file}/"), tmp_path) as finish:
         second = forks.run(*words, "--name", "second", cwd=tmp_path, faults=[NO_REPORT])
         assert second.returncode == 0, second.stderr
-        assert results_of(tmp_path / "outputs" / "second") == whole
+        assert results_of(tmp_path / "outputs" / "second") == {"baseline": whole["baseline"]}
         first = finish()
     assert first.returncode == 0, first.stderr
-    assert results_of(tmp_path / "outputs" / "study") == whole
+    assert results_of(tmp_path / "outputs" / "study") == {"baseline": whole["baseline"]}
     assert len(list((tmp_path / "cache").rglob("*.parquet"))) == 3  # with the source
 
 
