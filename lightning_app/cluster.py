@@ -22,6 +22,9 @@ from lightning_app.workers import run_logged, with_mistake
 RETRIES = 3
 """How often a condition is begun again, after its last whole epoch, because its node died."""
 
+SECONDS_TO_ANSWER = 10.0
+"""Of a cluster whose address is given."""
+
 ACCELERATORS = {"gpu": "GPU", "cuda": "GPU", "tpu": "TPU", "cpu": "CPU"}
 """What Ray calls them."""
 
@@ -122,13 +125,21 @@ def _connect(address: str | None) -> Any:
     except ImportError as error:
         raise UsageError("--engine ray needs Ray, which is not installed: pip install '.[cluster]'") from error
     try:
+        _knock(address)
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"--address is {address!r}, found no Ray cluster there ({error}). Start one with `ray start --head`, or "
             "leave it out to have one on this machine."
         ) from error
     return ray
+
+
+def _knock(address: str | None) -> None:
+    """Raises OSError where nothing answers at HOST:PORT: Ray itself would go on trying for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=SECONDS_TO_ANSWER).close()
 
 
 def accelerator_of(condition: Condition) -> str:

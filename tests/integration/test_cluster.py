@@ -67,3 +67,17 @@ def test_results_travel_through_a_storage_that_no_node_sees_as_a_folder(nodes, s
     assert len(list((tmp_path / "bucket").rglob("best.ckpt"))) == 2
     again = run_influence(*words, *engine, "--outputs", "elsewhere", cwd=tmp_path)
     assert "2 conditions, 2 of them complete" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--engine", "ray", "--address", "127.0.0.1:9"], "--address is '127.0.0.1:9', found no Ray cluster there"),
+        (["--engine", "ray", "--devices", "2"], "--devices has no meaning with --engine ray"),
+        (["--storage", "s3://bucket/study"], "--storage has no meaning with --engine local"),
+        (["--engine", "ray", "--storage", "what://is/this"], "--storage is 'what://is/this': Protocol not known: what"),
+    ],
+)
+def test_a_cluster_that_is_not_there_and_options_without_effect_are_told(words, message, tiny_qwen, influence, capsys):
+    assert influence("experiment", "--datasets", "docstrings", "--backbone", tiny_qwen, *words) == 2
+    assert message in capsys.readouterr().err
