@@ -166,7 +166,8 @@ class Shipment:
         condition = replace(self.condition, configs=paths)
         if not self.storage:
             return condition
-        here = Path.home() / ".cache" / "influence-study" / hashlib.sha256(self.storage.encode()).hexdigest()[:16]
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        here = cache / "influence-study" / hashlib.sha256(self.storage.encode()).hexdigest()[:16]
         return replace(condition, folder=here / condition.folder.relative_to(condition.experiment.parent))
 
 

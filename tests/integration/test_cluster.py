@@ -1,6 +1,5 @@
 """An experiment on a Ray cluster of two nodes of this machine."""
 
-import os
 import subprocess
 import sys
 import time
@@ -15,17 +14,20 @@ pytest.importorskip("ray", reason="needs the extra `cluster`")
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Any]:
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A cluster whose head runs nothing, and two nodes that run a condition each."""
-    os.environ |= environment(RAY_USAGE_STATS_ENABLED="0", OMP_NUM_THREADS="1")
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    for _ in range(2):
-        cluster.add_node(num_cpus=1)
-    cluster.wait_for_nodes()
-    yield cluster
-    cluster.shutdown()
+    here = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache_of_nodes"))}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(RAY_USAGE_STATS_ENABLED="0", OMP_NUM_THREADS="1", **here).items():
+            patch.setenv(name, value)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        yield cluster
+        cluster.shutdown()
 
 
 def assert_equal_results(ours: Path, theirs: Path, arms: tuple[str, ...] = ARMS) -> None:
@@ -59,7 +61,7 @@ def test_results_travel_through_a_storage_that_no_node_sees_as_a_folder(nodes, s
         *study_words[study_words.index("--backbone") :],
     ]
     engine = ["--engine", "ray", "--address", nodes.address, "--storage", (tmp_path / "bucket").as_uri()]
-    done = run_influence(*words, *engine, cwd=tmp_path, HOME=str(tmp_path / "home"))
+    done = run_influence(*words, *engine, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     here = tmp_path / "outputs" / study.name
     assert_equal_results(here, study, ("baseline", "influence"))
