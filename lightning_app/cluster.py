@@ -5,9 +5,8 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
@@ -220,14 +219,20 @@ class Storage:
             raise UsageError(f"--storage is {url!r}: {error}") from error
 
     def fetch(self, name: str, target: Path) -> None:
-        """Copies a file, or all files of a folder but checkpoints, to `target`; nothing if there is none."""
+        """Copies a file, or all files of a folder but checkpoints, to `target`; nothing if there is none.
+
+        Raises:
+            UsageError: If a file has a name that leads out of the folder.
+        """
         source = f"{self._root}/{name}"
-        with suppress(FileNotFoundError):
-            for path in self._files.find(source):
-                local = target / path.removeprefix(source).lstrip("/") if path != source else target
-                if "checkpoints" not in local.relative_to(target).parts:
-                    local.parent.mkdir(parents=True, exist_ok=True)
-                    self._files.get_file(path, str(local))
+        for path in self._files.find(source):
+            parts = PurePosixPath(path.removeprefix(source).lstrip("/")).parts
+            if ".." in parts:
+                raise UsageError(f"--storage has a file {path!r}, which leads out of its folder. Delete it there.")
+            if "checkpoints" not in parts:
+                local = target.joinpath(*parts)
+                local.parent.mkdir(parents=True, exist_ok=True)
+                self._files.get_file(path, str(local))
 
     def store(self, source: Path, name: str) -> None:
         """Copies a file, or a folder's files, the metrics last: where they are, the condition is complete."""

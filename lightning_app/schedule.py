@@ -15,7 +15,7 @@ class Plan:
     """What is known of the conditions before any of them runs.
 
     Attributes:
-        accelerator: `cpu`, `cuda`, `mps` or `tpu`: what all of them run on.
+        accelerator: Type of the device that all of them run on: `cpu`, `cuda`, `mps`, or `xla` for a TPU.
         devices: How many of these this machine has; for `cpu`, its cores.
         costs: Tokens through the backbone, a backward pass counted as two, by condition.
     """
@@ -85,8 +85,9 @@ def run_all(todo: Sequence[Condition], costs: Mapping[Condition, int], workers: 
     running: list[Condition] = []
     while waiting or running:
         for condition in tuple(waiting):
-            held_up = any(condition.begins_from(other) for other in (*waiting, *running))
-            if workers.has_room() and not held_up:
+            if not workers.has_room():
+                break
+            if not any(condition.begins_from(other) for other in (*waiting, *running)):
                 waiting.remove(condition)
                 running.append(condition)
                 yield Event(condition, "start")

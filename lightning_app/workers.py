@@ -117,7 +117,9 @@ class Slot:
         theirs.close()
 
     def start(self, condition: Condition) -> None:
-        """Sends a condition to the process."""
+        """Sends a condition to the process, or to a new one if that was killed while it had nothing to do."""
+        if not self._process.is_alive():
+            self._begin()
         self.condition, self.last = condition, (condition.dataset, condition.seed)
         self.connection.send(condition)
 
@@ -127,7 +129,7 @@ class Slot:
         condition, self.condition = self.condition, None
         try:
             return condition, self.connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):  # the latter if it had not even read the condition
             self._process.join()
             code = self._process.exitcode
             self._begin()
@@ -225,6 +227,7 @@ def call_in_process(function: Callable[..., Result], *args: Any) -> Result:
     try:
         result, mistake = ours.recv()
     except EOFError:
+        process.join()
         raise RuntimeError(f"The process that checks the inputs ended by exit status {process.exitcode}.") from None
     finally:
         process.join()

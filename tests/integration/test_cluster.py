@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from integration_helpers import ARMS, environment, metrics_of, predictions_of, run_influence, table_of
 
+from lightning_app.cluster import Storage
+from lightning_app.errors import UsageError
+
 pytest.importorskip("ray", reason="needs the extra `cluster`")
 
 
@@ -69,6 +72,18 @@ def test_results_travel_through_a_storage_that_no_node_sees_as_a_folder(nodes, s
     assert len(list((tmp_path / "bucket").rglob("best.ckpt"))) == 2
     again = run_influence(*words, *engine, "--outputs", "elsewhere", cwd=tmp_path)
     assert "2 conditions, 2 of them complete" in again.stdout
+
+
+def test_a_file_in_the_storage_cannot_be_written_outside_of_the_folder(tmp_path):
+    storage = Storage("memory://bucket")
+    storage._files.pipe({"/bucket/study/report.md": b"fine", "/bucket/study/sst2/checkpoints/best.ckpt": b"large"})
+    storage.fetch("study", tmp_path / "study")
+    storage.fetch("nothing", tmp_path / "nothing")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["report.md"]
+    storage._files.store["/bucket/study/../climbed"] = storage._files.store["/bucket/study/report.md"]
+    with pytest.raises(UsageError, match=r"has a file '/bucket/study/\.\./climbed', which leads out"):
+        storage.fetch("study", tmp_path / "study")
+    assert not (tmp_path / "climbed").exists()
 
 
 @pytest.mark.parametrize(

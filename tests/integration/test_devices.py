@@ -5,12 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
 from integration_helpers import ARMS, environment, metrics_of, predictions_of, run_influence, table_of
 
-from lightning_app.workers import num_cores
+from lightning_app.conditions import Condition
+from lightning_app.schedule import Plan
+from lightning_app.workers import Processes, num_cores
 
 pytestmark = [
     pytest.mark.skipif(num_cores() < 2, reason="needs two CPU cores"),
@@ -98,3 +101,17 @@ def test_more_devices_than_there_are_are_refused(study_words, tmp_path):
     assert done.returncode == 2
     assert f"--devices is 999, found {num_cores()} CPU cores. Give 1 to {num_cores()}." in done.stderr
     assert not list(tmp_path.rglob("checkpoints"))
+
+
+def test_a_process_that_is_killed_while_it_has_nothing_to_do_is_replaced(tmp_path):
+    condition = Condition("nodata", "noarm", 0, tmp_path / "study" / "nodata" / "noarm" / "seed0", (), ())
+    with Processes(1, Plan("cpu", 1, {})) as workers:
+        (process,) = active_children()
+        process.kill()
+        process.join()
+        workers.start(condition)
+        ended, failure = workers.wait()
+    assert ended == condition
+    assert failure is not None
+    assert "its process ended" not in failure  # it was run, and failed of having no configuration
+    assert "failed: " in condition.log_file.read_text()
