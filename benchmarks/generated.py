@@ -109,8 +109,8 @@ def make_model(folder: Path, size: str, layers: int | None = None) -> str:
 
 def main() -> None:
     """Prints LENGTHS and means."""
-    from lightning_app.cli import PrepareData
-    from lightning_app.configs import config_file, configs_folder
+    from lightning_app.run.cli import PrepareData
+    from lightning_app.run.configs import config_file, configs_folder
     from modules.backbone import EMBEDDED_NAME
 
     for name in LENGTHS:

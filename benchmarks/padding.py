@@ -16,8 +16,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from datamodules import TextDataModule
-from lightning_app.cli import PrepareData
-from lightning_app.configs import config_file, configs_folder
+from lightning_app.run.cli import PrepareData
+from lightning_app.run.configs import config_file, configs_folder
 from modules.backbone import EMBEDDED_NAME
 
 EPOCHS = 10

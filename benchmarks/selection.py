@@ -27,9 +27,9 @@ from torch.nn.utils import prune
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "callbacks"))
 
-from influence_masking import bits
-from influence_masking.scores import sign_gradient
-from influence_masking.selection import Weights, select
+from influence_masking.masks import bits
+from influence_masking.selection.lowest import Weights, select
+from influence_masking.selection.scores import sign_gradient
 
 QWEN_LAYER = [(896, 896), (128, 896), (128, 896), (896, 896), (4864, 896), (4864, 896), (896, 4864)]
 FRACTION = 0.05

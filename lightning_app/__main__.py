@@ -8,7 +8,7 @@ from importlib import import_module
 
 from lightning_app import __version__
 from lightning_app.errors import printable, user_mistake
-from lightning_app.stopping import Stopped, sigterm
+from lightning_app.signals import Stopped, sigterm
 
 LIGHTNING_COMMANDS = {
     "fit": "train one condition: a dataset, an arm, a seed",
@@ -22,8 +22,12 @@ OTHER_COMMANDS = {
     "export": "write a run's model into a folder that transformers and peft load",
     "completion": "print the script by which a shell completes all this",
 }
-COMMANDS = dict.fromkeys(LIGHTNING_COMMANDS, "lightning_app.cli") | {
-    name: f"lightning_app.{name}" for name in OTHER_COMMANDS
+COMMANDS = dict.fromkeys(LIGHTNING_COMMANDS, "lightning_app.run.cli") | {
+    "experiment": "lightning_app.grid.experiment",
+    "report": "lightning_app.report",
+    "predict": "lightning_app.deploy.predict",
+    "export": "lightning_app.deploy.export",
+    "completion": "lightning_app.completion",
 }
 
 

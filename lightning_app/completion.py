@@ -8,9 +8,9 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from lightning_app.__main__ import COMMANDS, OTHER_COMMANDS
-from lightning_app.cli import InfluenceCLI
-from lightning_app.configs import configs_folder
 from lightning_app.errors import UsageError
+from lightning_app.run.cli import InfluenceCLI
+from lightning_app.run.configs import configs_folder
 
 SHIPPED = {"datasets": "data", "arms": "arms", "accelerator": "accelerator"}
 """Options of `influence experiment` whose values are names of shipped files, and the folder of these."""

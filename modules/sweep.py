@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from influence_masking import SweepPoint, find_candidates, sweep
-from influence_masking.scores import resolve_score
+from influence_masking.selection.scores import resolve_score
 from influence_masking.snapshot import MATCHED
 from modules.classifier import Classifier, OptionError
 from modules.shared_gradient import SharedGradientMasking

@@ -1,12 +1,12 @@
 """Select weights by one gradient, and zero, freeze or alone train them: a PyTorch Lightning callback and its parts."""
 
 from influence_masking.callback import InfluenceMasking
-from influence_masking.candidates import DEFAULT_TARGETS, find_candidates
 from influence_masking.errors import MaskingError
-from influence_masking.gradients import Calibration, MeanGradient
-from influence_masking.holding import Hold
-from influence_masking.masks import Mask, Overlap, Share
-from influence_masking.scores import SCORES
+from influence_masking.gradients.mean_gradient import Calibration, MeanGradient
+from influence_masking.masks.holding import Hold
+from influence_masking.masks.mask import Mask, Overlap, Share
+from influence_masking.selection.candidates import DEFAULT_TARGETS, find_candidates
+from influence_masking.selection.scores import SCORES
 from influence_masking.snapshot import Snapshot, take_snapshot
 from influence_masking.sweep import PathPoint, Stability, SweepPoint, path_scan, stability, sweep
 

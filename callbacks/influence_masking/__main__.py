@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from influence_masking.errors import MaskingError
-from influence_masking.masks import Mask
+from influence_masking.masks.mask import Mask
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,20 +16,20 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from influence_masking.batches import Batch, take_samples
-from influence_masking.calibration import default_loader, iterate
-from influence_masking.candidates import find_candidates
 from influence_masking.errors import MaskingError
-from influence_masking.gradients import Calibration, MeanGradient, Progress, take_gradient
-from influence_masking.holding import Action, Hold
-from influence_masking.masks import Mask
-from influence_masking.processes import Processes
+from influence_masking.gradients.batches import Batch, take_samples
+from influence_masking.gradients.loaders import default_loader, iterate
+from influence_masking.gradients.mean_gradient import Calibration, MeanGradient, Progress, take_gradient
+from influence_masking.gradients.training_step import muted, training_loss
+from influence_masking.masks.holding import Action, Hold
+from influence_masking.masks.mask import Mask
 from influence_masking.reporting import PREFIX, held_gradient, log_held_gradient, log_mask
-from influence_masking.scores import ScoreFunction, resolve_score, score_name
-from influence_masking.selection import Scope, Tail
+from influence_masking.runtime.processes import Processes
+from influence_masking.runtime.strategies import check_strategy, gradient_processes, restores_late, run_pending
+from influence_masking.selection.candidates import find_candidates
+from influence_masking.selection.lowest import Scope, Tail
+from influence_masking.selection.scores import ScoreFunction, resolve_score, score_name
 from influence_masking.snapshot import MATCHED, Snapshot
-from influence_masking.strategies import check_strategy, gradient_processes, restores_late, run_pending
-from influence_masking.training_step import muted, training_loss
 
 DEFAULT_FRACTION = 0.05
 RESULTS = ("predicted_change", "measured_change", "loss_before", "loss_after", "seconds")

@@ -7,8 +7,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
-from influence_masking.holding import Hold
-from influence_masking.masks import Mask, Share
+from influence_masking.masks.holding import Hold
+from influence_masking.masks.mask import Mask, Share
 
 PREFIX = "masking"
 CELL = (60, 20)  # width and height of the picture's cells in pixels

@@ -11,17 +11,16 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from influence_masking import bits
-from influence_masking.batches import take_samples
-from influence_masking.candidates import find_candidates
 from influence_masking.errors import MaskingError
-from influence_masking.gradients import Calibration, MeanGradient, calibrating, mean_loss, take_gradient
-from influence_masking.holding import zeroed
-from influence_masking.masks import Mask
-from influence_masking.matching import select_matched
-from influence_masking.processes import Processes
-from influence_masking.scores import ScoreFunction, resolve_score
-from influence_masking.selection import (
+from influence_masking.gradients.batches import take_samples
+from influence_masking.gradients.mean_gradient import Calibration, MeanGradient, calibrating, mean_loss, take_gradient
+from influence_masking.masks import bits
+from influence_masking.masks.holding import zeroed
+from influence_masking.masks.mask import Mask
+from influence_masking.runtime.processes import Processes
+from influence_masking.runtime.sharding import local_part, sharding_group
+from influence_masking.selection.candidates import find_candidates
+from influence_masking.selection.lowest import (
     Scope,
     Scores,
     Tail,
@@ -30,7 +29,8 @@ from influence_masking.selection import (
     sample_scores,
     select,
 )
-from influence_masking.sharding import local_part, sharding_group
+from influence_masking.selection.matching import select_matched
+from influence_masking.selection.scores import ScoreFunction, resolve_score
 
 MATCHED = "random_matched"
 

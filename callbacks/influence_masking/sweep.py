@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from influence_masking.errors import MaskingError
-from influence_masking.masks import Mask
-from influence_masking.selection import Scope, Tail
+from influence_masking.masks.mask import Mask
+from influence_masking.selection.lowest import Scope, Tail
 from influence_masking.snapshot import Snapshot
 
 FRACTIONS = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2, 0.5)

@@ -12,7 +12,8 @@ from models import QUIET, Classifier, Counting, dataset, loader, quiet_trainer, 
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 
-from influence_masking import InfluenceMasking, Mask, MaskingError, calibration
+from influence_masking import InfluenceMasking, Mask, MaskingError
+from influence_masking.gradients import loaders as calibration
 
 TARGETS = ["0", "3"]
 

@@ -5,14 +5,14 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 from matplotlib import rc_context
 
-from lightning_app.dashboard import write_dashboard
 from lightning_app.errors import UsageError
-from lightning_app.files import METRICS_FILE
+from lightning_app.report.dashboard import write_dashboard
 from lightning_app.report.figures import STYLE
 from lightning_app.report.loading import load_results
 from lightning_app.report.page import write_page
 from lightning_app.report.sections import Study, build_page, reading, verdict_lines
 from lightning_app.report.tables import comparison_table, half_width, summarise
+from lightning_app.results.files import METRICS_FILE
 
 __all__ = ["comparison_table", "half_width", "latest_experiment", "load_results", "main", "summarise", "write_report"]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from lightning_app.errors import UsageError
-from lightning_app.records import read_condition
 from lightning_app.report.loading import read_evaluations
-from lightning_app.statistics import (
+from lightning_app.results.records import read_condition
+from lightning_app.results.statistics import (
     BASELINE,
     FAMILY,
     VERDICT_METRIC,

@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, Symmetrical
 from lightning_app.report.comparisons import is_declared
 from lightning_app.report.masks import short_names
 from lightning_app.report.names import COLOURS, look
-from lightning_app.statistics import BASELINE, MARGIN, VERDICT_METRIC, Difference
+from lightning_app.results.statistics import BASELINE, MARGIN, VERDICT_METRIC, Difference
 
 STYLE: dict[Any, Any] = {
     "font.size": 8,

@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 
 from lightning_app.errors import UsageError
-from lightning_app.files import METRICS_FILE, PREDICTIONS_FILE, SWEEP_FILE
-from lightning_app.records import read_metrics, read_sweep
 from lightning_app.report.names import ARM_ORDER, DATASET_ORDER, rank
-from lightning_app.statistics import DivergedError, Evaluation, read_evaluation
+from lightning_app.results.files import METRICS_FILE, PREDICTIONS_FILE, SWEEP_FILE
+from lightning_app.results.records import read_metrics, read_sweep
+from lightning_app.results.statistics import DivergedError, Evaluation, read_evaluation
 
 SWEEP = "sweep"
 """The arm that measures many masks and trains nothing: it is in no table of arms."""

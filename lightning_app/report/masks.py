@@ -8,7 +8,7 @@ import pandas as pd
 
 from influence_masking import Mask
 from lightning_app.errors import UsageError
-from lightning_app.files import MASK_FILE, METRICS_FILE
+from lightning_app.results.files import MASK_FILE, METRICS_FILE
 
 ARM = "influence"
 """Whose masks are compared between seeds and between datasets."""

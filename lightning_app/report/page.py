@@ -11,8 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from lightning_app import markdown
-from lightning_app.files import own_folder, write_bytes, write_text
+from lightning_app.results import markdown
+from lightning_app.results.files import own_folder, write_bytes, write_text
 
 LONG = 30
 """Rows from which on a table is folded away in HTML, and may break over pages in LaTeX."""

@@ -13,7 +13,7 @@ from lightning_app.report.loading import load_curves, load_results, load_sweeps
 from lightning_app.report.masks import find_masks, first_seed, overlaps, shares
 from lightning_app.report.page import Page, Picture, Section, Table
 from lightning_app.report.tables import WORDS
-from lightning_app.statistics import ALPHA, FAMILY, MARGIN, POWER
+from lightning_app.results.statistics import ALPHA, FAMILY, MARGIN, POWER
 
 MUST_AGREE = {
     (): ("backbone", "backbone_fingerprint", "precision", "early_stop_on"),

@@ -6,10 +6,10 @@ from dataclasses import asdict
 import pandas as pd
 from scipy import stats
 
-from lightning_app import markdown
 from lightning_app.report.comparisons import is_declared
 from lightning_app.report.masks import short_names
-from lightning_app.statistics import VERDICT_METRIC, Difference, Verdict
+from lightning_app.results import markdown
+from lightning_app.results.statistics import VERDICT_METRIC, Difference, Verdict
 
 METRICS = {"accuracy": ("accuracy %", 100, 1), "macro_f1": ("macro-F1 %", 100, 1), "nll": ("NLL", 1, 3)}
 """Title, scale and decimals."""

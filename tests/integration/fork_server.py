@@ -26,10 +26,6 @@ import matplotlib.backends.backend_svg  # noqa: F401
 import peft  # noqa: F401
 import torch
 
-import lightning_app.checkpoint
-import lightning_app.cli
-import lightning_app.experiment
-import lightning_app.report  # noqa: F401
 from lightning_app.__main__ import main
 
 

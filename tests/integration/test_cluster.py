@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from integration_helpers import ARMS, environment, metrics_of, predictions_of, run_influence, table_of
 
-from lightning_app.cluster import Storage
 from lightning_app.errors import UsageError
+from lightning_app.grid.cluster import Storage
 
 pytest.importorskip("ray", reason="needs the extra `cluster`")
 

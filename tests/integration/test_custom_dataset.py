@@ -10,9 +10,9 @@ import pytest
 import yaml
 from integration_helpers import ROOT
 
-from lightning_app.cli import InfluenceCLI
-from lightning_app.configs import config_files
 from lightning_app.errors import UsageError
+from lightning_app.run.cli import InfluenceCLI
+from lightning_app.run.configs import config_files
 
 PAGE = (ROOT / "docs" / "custom_dataset.md").read_text()
 LOCAL, HUB = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)

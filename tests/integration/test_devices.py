@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from integration_helpers import ARMS, environment, metrics_of, predictions_of, run_influence, table_of
 
-from lightning_app.conditions import Condition
-from lightning_app.schedule import Plan
-from lightning_app.workers import Processes, num_cores
+from lightning_app.grid.condition import Condition
+from lightning_app.grid.schedule import Plan
+from lightning_app.grid.workers import Processes, num_cores
 
 pytestmark = [
     pytest.mark.skipif(num_cores() < 2, reason="needs two CPU cores"),

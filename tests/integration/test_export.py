@@ -23,8 +23,8 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from influence_masking import Mask
 from lightning_app.__main__ import main
-from lightning_app.export import export
-from lightning_app.finished import FinishedRun
+from lightning_app.deploy.export import export
+from lightning_app.run.trained_run import FinishedRun
 
 OWN_LABELS = ["<i>bad</i>", "good | fine"]
 WORDS = ["a", "film", "of", "no", "great", "charm", "dull", "plot", "and", "the"]
@@ -275,14 +275,14 @@ def test_an_earlier_export_is_replaced_where_that_is_asked_for(study, influence,
 
 
 def test_what_fails_leaves_nothing(study, tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_app.export.write_card", lambda *args: 1 / 0)
+    monkeypatch.setattr("lightning_app.deploy.export.write_card", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export(checkpoint_of(study, "docstrings", "baseline"), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_model_that_computes_something_else_is_not_written(study, influence, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("lightning_app.export.model._head_name", lambda module: "lm_head")
+    monkeypatch.setattr("lightning_app.deploy.export.model._head_name", lambda module: "lm_head")
     words = ["export", "--ckpt", checkpoint_of(study, "docstrings", "baseline"), "--out", "out"]
     assert influence(*words) == 2
     assert "with a linear layer `lm_head`" in told(capsys)

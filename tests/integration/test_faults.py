@@ -17,8 +17,8 @@ import torch
 from integration_helpers import metrics_of, predictions_of, serving
 
 from datamodules.splits import SPLITS
-from lightning_app import experiment
-from lightning_app.workers import InProcess
+from lightning_app.grid import experiment
+from lightning_app.grid.workers import InProcess
 
 TUNED = "docstrings/influence_tuned/seed0"
 STEP = "modules.classifier:Classifier.optimizer_step"
@@ -73,7 +73,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     ("moment", "file"),
     [
         (at("torch:save", "fill disk", f"{TUNED}/checkpoints/.last", call=2), "checkpoints/last.ckpt"),
-        (at("influence_masking.masks:Mask.save", "fill disk"), "mask.safetensors"),
+        (at("influence_masking.masks.mask:Mask.save", "fill disk"), "mask.safetensors"),
         (at("pathlib:Path.write_text", "fill disk", f"{TUNED}/.metrics"), "metrics.json"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -144,7 +144,7 @@ def test_what_a_condition_without_memory_held_is_free_for_the_next(monkeypatch, 
         held.append(weakref.ref(weights))
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr("lightning_app.conditions.run_condition", without_memory)
+    monkeypatch.setattr("lightning_app.grid.condition.run_condition", without_memory)
     options = experiment.parse_options(["--outputs", str(tmp_path), "--datasets", "sst2", "--arms", "baseline", "lora"])
     conditions = experiment.build_conditions(options, tmp_path / "study")
     assert len(experiment.run_conditions(conditions, conditions, {}, InProcess())) == 2

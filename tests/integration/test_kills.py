@@ -18,7 +18,10 @@ from influence_masking import Mask
 HALFWAY = "SIGKILL halfway"
 BASELINE, TUNED = "docstrings/baseline/seed0", "docstrings/influence_tuned/seed0"
 WRITTEN, RENAMED = "pathlib:Path.write_text", "pathlib:Path.replace"
-CLASSIFIER, TRAINED = "modules.classifier:Classifier", "lightning_app.checkpoint:LastCheckpoint.on_train_batch_start"
+CLASSIFIER, TRAINED = (
+    "modules.classifier:Classifier",
+    "lightning_app.run.checkpoints:LastCheckpoint.on_train_batch_start",
+)
 
 
 def at(where: str, call: int = 1, of: str = "", act: str = "SIGKILL") -> dict[str, Any]:
@@ -33,7 +36,9 @@ MOMENTS = {
     "half of the baseline's last.ckpt is written": at("torch:save", of=f"{BASELINE}/checkpoints/.last", act=HALFWAY),
     "half of the start is written": at("pathlib:Path.write_bytes", of=f"{BASELINE}/.start", act=HALFWAY),
     "the start is renamed": at(RENAMED, of=f"{BASELINE}/.start"),
-    "the baseline is measured": at("lightning_app.recorder:Recorder.on_validation_batch_end", call=4, of="Baseline"),
+    "the baseline is measured": at(
+        "lightning_app.run.recorder:Recorder.on_validation_batch_end", call=4, of="Baseline"
+    ),
     "half of the baseline's metrics are written": at(WRITTEN, of=f"{BASELINE}/.metrics", act=HALFWAY),
     "the baseline's last.ckpt is deleted": at("pathlib:Path.unlink", of=f"{BASELINE}/checkpoints/last.ckpt"),
     "the gradient is taken": at(f"{CLASSIFIER}.training_step", call=2, of="Influence"),
@@ -49,7 +54,7 @@ MOMENTS = {
     "the second last.ckpt is renamed": at(RENAMED, call=2, of=f"{TUNED}/checkpoints/.last"),
     "the mask is renamed": at(RENAMED, of=f"{TUNED}/mask.safetensors"),
     "what is known of the training is renamed": at(RENAMED, of=f"{TUNED}/.fit.json"),
-    "influence_tuned is measured": at("lightning_app.recorder:Recorder.on_validation_batch_end", 4, "Influence"),
+    "influence_tuned is measured": at("lightning_app.run.recorder:Recorder.on_validation_batch_end", 4, "Influence"),
     "half of the predictions are written": at("pyarrow.parquet:write_table", of=f"{TUNED}/.predictions", act=HALFWAY),
     "the metrics are renamed": at(RENAMED, of=f"{TUNED}/.metrics"),
     "half of the report is written": at(WRITTEN, of=".report.html", act=HALFWAY),
@@ -170,7 +175,7 @@ def test_a_killed_fit_goes_on_from_its_checkpoint_to_the_same_weights(arm, condi
     whole, killed = (tmp_path / "outputs" / name / "docstrings" / arm / "seed0" for name in ("whole", "killed"))
     assert forks.run(*words, cwd=tmp_path).returncode == 0
     words.append("--experiment=killed")
-    third_epoch = at("lightning_app.checkpoint:LastCheckpoint.on_train_epoch_end", 3)
+    third_epoch = at("lightning_app.run.checkpoints:LastCheckpoint.on_train_epoch_end", 3)
     assert forks.run(*words, cwd=tmp_path, faults=[third_epoch]).returncode == -signal.SIGKILL
     assert torch.load(killed / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 1
     assert forks.run(*words, f"--ckpt_path={killed / 'checkpoints' / 'last.ckpt'}", cwd=tmp_path).returncode == 0

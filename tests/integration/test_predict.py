@@ -11,9 +11,9 @@ import pytest
 import torch
 from integration_helpers import predictions_of
 
-from lightning_app.finished import FinishedRun
-from lightning_app.predict import predict
-from lightning_app.tables import read_table, write_table
+from lightning_app.deploy.predict import predict
+from lightning_app.deploy.tables import read_table, write_table
+from lightning_app.run.trained_run import FinishedRun
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from influence_masking import Mask
-from lightning_app.files import read_json, write_json, write_parquet
-from lightning_app.statistics import evaluate
+from lightning_app.results.files import read_json, write_json, write_parquet
+from lightning_app.results.statistics import evaluate
 
 ROWS = 1000
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lightning_app.__main__ import COMMANDS, OTHER_COMMANDS, main
-from lightning_app.cli import InfluenceCLI
-from lightning_app.experiment import build_conditions, experiment_folder, parse_options
+from lightning_app.grid.experiment import build_conditions, experiment_folder, parse_options
+from lightning_app.run.cli import InfluenceCLI
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [ROOT / "README.md", *sorted((ROOT / "configs").rglob("*.yaml"))]

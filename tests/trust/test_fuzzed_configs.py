@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutations import JUNK, broken_bytes, broken_values, examples, outcome
 
-from lightning_app.cli import InfluenceCLI
-from lightning_app.configs import configs_folder
-from lightning_app.experiment import build_conditions, experiment_folder, parse_options
+from lightning_app.grid.experiment import build_conditions, experiment_folder, parse_options
+from lightning_app.run.cli import InfluenceCLI
+from lightning_app.run.configs import configs_folder
 
 CONFIGS = configs_folder()
 EXPERIMENTS = [yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in ("experiment", "demo", "study")]

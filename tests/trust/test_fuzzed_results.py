@@ -16,11 +16,11 @@ from matplotlib import rc_context
 from mutations import broken_bytes, broken_values, examples, read_broken
 
 from lightning_app.errors import UsageError
-from lightning_app.experiment import build_conditions, parse_options
-from lightning_app.records import read_condition, read_fit, read_metrics, read_sweep
+from lightning_app.grid.experiment import build_conditions, parse_options
 from lightning_app.report.figures import STYLE
 from lightning_app.report.sections import Study, build_page
-from lightning_app.statistics import read_evaluation
+from lightning_app.results.records import read_condition, read_fit, read_metrics, read_sweep
+from lightning_app.results.statistics import read_evaluation
 
 many = examples(500)
 few = examples(40)

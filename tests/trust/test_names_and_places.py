@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from datamodules import DataError, HubTextDataModule
-from lightning_app.cli import InfluenceCLI
 from lightning_app.report import load_results, write_report
+from lightning_app.run.cli import InfluenceCLI
 
 CLIMBING = ["../../climbed", "/tmp/climbed", "a/b", "a\\b", "C:climbed", "", ".", "..", " a", "a\nb", "a\x1b[2J"]
 

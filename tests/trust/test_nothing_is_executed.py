@@ -10,9 +10,9 @@ import torch
 
 from datamodules import DataError, HubTextDataModule
 from datamodules.tokenizers import load_tokenizer
-from lightning_app.conditions import Condition
-from lightning_app.experiment import build_conditions, parse_options, run_conditions
-from lightning_app.workers import InProcess
+from lightning_app.grid.condition import Condition
+from lightning_app.grid.experiment import build_conditions, parse_options, run_conditions
+from lightning_app.grid.workers import InProcess
 
 BEST = Path("docstrings") / "lora" / "seed0" / "checkpoints" / "best.ckpt"
 

@@ -31,7 +31,7 @@ FAILING = """
 import logging, sys
 logging.basicConfig(level=logging.DEBUG)
 from datamodules import HubTextDataModule
-from lightning_app import conditions, experiment
+from lightning_app.grid import condition as conditions, experiment
 from lightning_app.__main__ import main
 
 def fail(condition, verbose):

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tensorboard import program
 
-from influence_masking.masks import Mask
+from influence_masking.masks.mask import Mask
 from influence_masking.reporting import log_mask
 from lightning_app.report import write_report
 

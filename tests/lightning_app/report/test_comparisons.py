@@ -7,11 +7,11 @@ import pyarrow as pa
 import pytest
 
 from lightning_app.errors import UsageError
-from lightning_app.files import read_json, write_json, write_parquet
-from lightning_app.records import settings_digest
 from lightning_app.report import load_results, write_report
 from lightning_app.report.comparisons import Comparison, compare
-from lightning_app.statistics import read_evaluation, seed_intervals
+from lightning_app.results.files import read_json, write_json, write_parquet
+from lightning_app.results.records import settings_digest
+from lightning_app.results.statistics import read_evaluation, seed_intervals
 
 
 def compared(folder: Path) -> Comparison:

@@ -4,9 +4,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from lightning_app.dashboard import condition_card
-from lightning_app.files import read_json, write_json
 from lightning_app.report import write_report
+from lightning_app.report.dashboard import condition_card
+from lightning_app.results.files import read_json, write_json
 
 
 def read(run: Path) -> EventAccumulator:

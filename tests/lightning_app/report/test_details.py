@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from lightning_app.errors import UsageError
-from lightning_app.files import write_json
 from lightning_app.report import load_results, write_report
 from lightning_app.report.loading import load_curves, load_sweeps
 from lightning_app.report.masks import find_masks, overlaps, shares, short_names
 from lightning_app.report.tables import show_shares
+from lightning_app.results.files import write_json
 
 UP, DOWN = "layers.0.mlp.up.weight", "layers.1.mlp.down.weight"
 

@@ -1,0 +1,1 @@
+"""What one gradient is taken over, and how."""

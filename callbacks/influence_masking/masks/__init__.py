@@ -1,0 +1,1 @@
+"""What is selected, kept as bits, and held while others train."""

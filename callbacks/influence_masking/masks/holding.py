@@ -1,0 +1,186 @@
+"""Keeps masked weights at a value, bit for bit, whatever the optimizer does to them.
+
+A zero gradient does not hold a weight: decay and momentum move it. So two things are done. The gradients of held
+weights are set to zero as soon as a backward pass has left them, which is what clipping, gradient norms and the
+optimizer's moments then see; and after every step of an optimizer the held weights are given their value again.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from influence_masking.masks.mask import Mask
+from influence_masking.runtime.sharding import Local, local_part
+
+Action = Literal["zero", "freeze", "train_only"]
+
+DENSE_FROM = 1 / 4  # share held from which a flag a weight takes less memory than an index a held weight
+
+
+class Hold:
+    """Holds a mask on a module until it is released.
+
+    Args:
+        module: The model with the parameters that are trained: hold them after they are moved to their device.
+        mask: Which weights.
+        action: ``zero`` sets the selected weights to zero and holds them there; ``freeze`` holds them at the value that
+            they have now; ``train_only`` holds all other weights: those of the candidates at their value, and other
+            parameters by `drop_other_gradients`.
+        optimizers: After each of their steps the values are given again.
+
+    Raises:
+        MaskingError: If the mask was made for another model.
+    """
+
+    def __init__(self, module: nn.Module, mask: Mask, action: Action, optimizers: Iterable[Optimizer] = ()) -> None:
+        self._held: dict[nn.Parameter, _Held] = {}
+        for name, parameter in mask.check(module).items():
+            local = local_part(name, parameter)
+            selected = local.cut(mask.flags(name, parameter.device))
+            self._held[parameter] = _hold(local, ~selected if action == "train_only" else selected, action)
+        train_only = action == "train_only"
+        self._others = [p for p in module.parameters() if train_only and p not in self._held]
+        self.restore(frozen_too=True)
+        self._handles: list[Any] = [self._hook_gradient(parameter) for parameter in self._held]
+        self._handles += [o.register_step_post_hook(lambda *_: self.restore()) for o in optimizers]
+
+    @torch.no_grad()
+    def restore(self, frozen_too: bool = False) -> None:
+        """Gives the held weights their value again; those of parameters that ask for no gradient only if told to."""
+        for parameter, held in self._held.items():
+            if parameter.requires_grad or frozen_too:
+                held.restore()
+
+    def drop_other_gradients(self) -> None:
+        """Takes the gradient of each parameter that must not train at all: every optimizer then skips it."""
+        for parameter in self._others:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def gradient_norm(self) -> Tensor:
+        """Returns the Euclidean norm of the held weights' gradients on this process, a scalar: 0 while held."""
+        grads = [(held, _local_grad(p)) for p, held in self._held.items() if p.grad is not None]
+        return torch.stack([held.select(grad).norm() for held, grad in grads]).norm() if grads else torch.zeros(())
+
+    def release(self) -> None:
+        """Takes every hook away and forgets the parameters."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._others, self._held = [], [], {}
+
+    def _hook_gradient(self, parameter: nn.Parameter) -> Any:
+        """Has the held gradients zeroed after each backward pass, also of a parameter that is unfrozen later."""
+        held, asked = self._held[parameter], parameter.requires_grad
+
+        @torch.no_grad()
+        def clear(parameter: Tensor) -> None:
+            held.clear(_local_grad(parameter))
+
+        parameter.requires_grad_(True)
+        handle = parameter.register_post_accumulate_grad_hook(clear)
+        parameter.requires_grad_(asked)
+        return handle
+
+
+@contextlib.contextmanager
+def zeroed(module: nn.Module, mask: Mask, alpha: float = 1.0) -> Iterator[None]:
+    """Multiplies the selected weights by ``1 - alpha`` inside, and gives them their values back, to the bit.
+
+    Raises:
+        MaskingError: If the mask was made for another model.
+    """
+    held = []
+    for name, parameter in mask.check(module).items():
+        local = local_part(name, parameter)
+        held.append(_hold(local, local.cut(mask.flags(name, parameter.device)), "freeze"))
+    try:
+        with torch.no_grad():
+            for part in held:
+                part.scale(1 - alpha)
+        yield
+    finally:
+        with torch.no_grad():
+            for part in held:
+                part.restore()
+
+
+class _Held(Protocol):
+    """The held weights of one parameter."""
+
+    def restore(self) -> None:
+        """Gives them their value."""
+
+    def clear(self, grad: Tensor) -> None:
+        """Sets their gradient to zero."""
+
+    def select(self, grad: Tensor) -> Tensor:
+        """Returns their gradient, or zeros beside it."""
+
+    def scale(self, factor: float) -> None:
+        """Sets them to their value times a factor."""
+
+
+class _HeldByIndex:
+    """Few weights: 8 bytes for the index of each, and its value unless that is zero."""
+
+    def __init__(self, weights: Tensor, flags: Tensor, at_zero: bool) -> None:
+        self._weights = weights.view(-1)
+        self._index = flags.view(-1).nonzero().squeeze(1)
+        self._values = None if at_zero else self._weights[self._index]
+
+    def restore(self) -> None:
+        if self._values is None:
+            self._weights.index_fill_(0, self._index, 0)
+        else:
+            self._weights.index_copy_(0, self._index, self._values)
+
+    def clear(self, grad: Tensor) -> None:
+        grad.view(-1).index_fill_(0, self._index, 0)
+
+    def select(self, grad: Tensor) -> Tensor:
+        return grad.view(-1)[self._index]
+
+    def scale(self, factor: float) -> None:
+        if self._values is not None:
+            self._weights.index_copy_(0, self._index, self._values * factor)
+
+
+class _HeldByFlag:
+    """Many weights, or a device that compiles fixed shapes: a flag each, and a copy of all unless they are zero."""
+
+    def __init__(self, weights: Tensor, flags: Tensor, at_zero: bool) -> None:
+        self._weights = weights
+        self._flags = flags
+        self._values = None if at_zero else weights.clone()
+
+    def restore(self) -> None:
+        if self._values is None:
+            self._weights.masked_fill_(self._flags, 0)
+        else:
+            self._weights.copy_(torch.where(self._flags, self._values, self._weights))
+
+    def clear(self, grad: Tensor) -> None:
+        grad.masked_fill_(self._flags, 0)
+
+    def select(self, grad: Tensor) -> Tensor:
+        return grad * self._flags
+
+    def scale(self, factor: float) -> None:
+        if self._values is not None:
+            self._weights.copy_(torch.where(self._flags, self._values * factor, self._weights))
+
+
+def _hold(local: Local, flags: Tensor, action: Action) -> _Held:
+    weights = local.tensor
+    fixed_shapes = weights.device.type == "xla" or not weights.is_contiguous()
+    dense = fixed_shapes or flags.sum() >= DENSE_FROM * flags.numel()
+    return (_HeldByFlag if dense else _HeldByIndex)(weights, flags, action == "zero")
+
+
+def _local_grad(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return local_part("gradient", parameter.grad).tensor

@@ -1,0 +1,258 @@
+"""A mask: which weights of which parameters are selected, at one bit a weight."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from influence_masking.errors import MaskingError
+from influence_masking.masks import bits, tensorfile
+from influence_masking.masks.names import canonical_name, layer_of, projection_of
+from influence_masking.runtime.sharding import local_part
+
+FORMAT = "influence-masking/2"
+
+
+class Share(NamedTuple):
+    """How many of the candidates of one projection of one layer are masked."""
+
+    layer: str
+    projection: str
+    masked: int
+    candidates: int
+
+    @property
+    def fraction(self) -> float:
+        """Share of the candidates that is masked; 0 where there are none."""
+        return self.masked / self.candidates if self.candidates else 0.0
+
+
+class Overlap(NamedTuple):
+    """How much two masks have in common.
+
+    Attributes:
+        intersection: Weights in both.
+        union: Weights in either.
+        jaccard: Their ratio; 1 for two empty masks.
+        chance: The ratio that two random masks of these sizes have, to first order.
+    """
+
+    intersection: int
+    union: int
+    jaccard: float
+    chance: float
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Which weights are selected. The parameters named in it are the candidates that they were selected from.
+
+    Attributes:
+        shapes: Shape of each candidate parameter by name, in the order of the model.
+        packed: One bit a weight by name: uint8 tensors on the CPU of ceil(elements / 8) bytes, the first weight in the
+            highest bit, weights in row-major order.
+        provenance: What the mask was made of: anything that JSON can hold.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    packed: dict[str, Tensor]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, shape in self.shapes.items():
+            _check_bits(name, math.prod(shape), self.packed.get(name))
+        if extra := [name for name in self.packed if name not in self.shapes]:
+            raise MaskingError(f"Asked for a mask over {list(self.shapes)[:3]}..., found bits of {extra[0]} beside it.")
+
+    @classmethod
+    def from_flags(cls, flags: Mapping[str, Tensor], **provenance: Any) -> "Mask":
+        """Makes a mask of bool tensors of the parameters' shapes, True for a selected weight."""
+        packed = {name: bits.pack(flag.reshape(-1)).cpu() for name, flag in flags.items()}
+        return cls({name: tuple(flag.shape) for name, flag in flags.items()}, packed, dict(provenance))
+
+    def flags(self, name: str, device: torch.device | str = "cpu") -> Tensor:
+        """Returns the bool tensor, of the parameter's shape, that is True for a selected weight."""
+        shape = self.shapes[name]
+        return bits.unpack(self.packed[name].to(device), math.prod(shape)).view(shape)
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Selected weights by parameter."""
+        return {name: bits.count_ones(packed) for name, packed in self.packed.items()}
+
+    @property
+    def num_masked(self) -> int:
+        """Selected weights in all."""
+        return sum(self.counts.values())
+
+    @property
+    def num_candidates(self) -> int:
+        """Weights in all."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    @property
+    def fraction(self) -> float:
+        """Share of the candidates that is selected."""
+        return self.num_masked / max(self.num_candidates, 1)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, over names, shapes and bits, parameters in the order of their names."""
+        sha = hashlib.sha256()
+        for name in sorted(self.shapes):
+            sha.update(json.dumps([name, list(self.shapes[name])]).encode())
+            sha.update(memoryview(tensorfile.bytes_of(self.packed[name])))
+        return sha.hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mask) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def summary(self) -> list[Share]:
+        """Returns how much is masked by layer and projection, in the order of the model."""
+        sums: dict[tuple[str, str], list[int]] = {}
+        for name, shape in self.shapes.items():
+            share = sums.setdefault((layer_of(name), projection_of(name)), [0, 0])
+            share[0] += self.counts[name]
+            share[1] += math.prod(shape)
+        return [Share(layer, projection, *share) for (layer, projection), share in sums.items()]
+
+    def union(self, other: "Mask") -> "Mask":
+        """Returns the mask of weights in this or the other."""
+        return self._combine(other, torch.bitwise_or)
+
+    def intersection(self, other: "Mask") -> "Mask":
+        """Returns the mask of weights in both."""
+        return self._combine(other, torch.bitwise_and)
+
+    def difference(self, other: "Mask") -> "Mask":
+        """Returns the mask of weights in this and not in the other."""
+        return self._combine(other, lambda a, b: a & ~b)
+
+    __or__, __and__, __sub__ = union, intersection, difference
+
+    def overlap(self, other: "Mask") -> Overlap:
+        """Returns how much the two have in common, beside what chance would give."""
+        both, total = (self & other).num_masked, max(self.num_candidates, 1)
+        either = self.num_masked + other.num_masked - both
+        by_chance = self.num_masked * other.num_masked / total
+        possible = self.num_masked + other.num_masked - by_chance
+        return Overlap(both, either, both / either if either else 1.0, by_chance / possible if possible else 1.0)
+
+    def check(self, module: nn.Module) -> dict[str, nn.Parameter]:
+        """Returns the module's parameters that the mask is over, by name.
+
+        Raises:
+            MaskingError: If the module lacks one or has it in another shape; names the first that differs.
+        """
+        parameters = {canonical_name(name): p for name, p in module.named_parameters(remove_duplicate=False)}
+        for name, shape in self.shapes.items():
+            found = tuple(parameters[name].shape) if name in parameters else None
+            if found != shape:
+                raise MaskingError(
+                    f"Asked to apply a mask with {name} of shape {shape}, found "
+                    f"{'no such parameter' if found is None else f'the shape {found}'} in {type(module).__name__}. "
+                    "Use a mask that was made for this model."
+                )
+        return {name: parameters[name] for name in self.shapes}
+
+    @torch.no_grad()
+    def apply(self, module: nn.Module) -> None:
+        """Sets the selected weights of a module to zero, in place; needs no Trainer and holds nothing afterwards.
+
+        Raises:
+            MaskingError: If the mask was made for another model.
+        """
+        for name, parameter in self.check(module).items():
+            local = local_part(name, parameter)
+            local.tensor.masked_fill_(local.cut(self.flags(name, parameter.device)), 0)
+
+    def save(self, path: str | Path, **provenance: Any) -> None:
+        """Writes the mask as a safetensors file, its provenance extended by the keywords given here."""
+        known = json.dumps(self.provenance | provenance, default=str)
+        metadata = {"format": FORMAT, "digest": self.digest, "shapes": json.dumps(self.shapes), "provenance": known}
+        tensorfile.write(path, self.packed, metadata | {"checksum": _checksum(metadata)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Mask":
+        """Reads a mask from a file that `save` wrote.
+
+        Raises:
+            MaskingError: If the file is missing, damaged, or not a mask.
+        """
+        packed, metadata = tensorfile.read(path)
+        if metadata.get("format") != FORMAT:
+            raise MaskingError(
+                f"Asked for a mask of format {FORMAT}, found {metadata.get('format')!r} in {path}. Pass a file that "
+                "`Mask.save` wrote."
+            )
+        try:
+            parts = {name: json.loads(metadata[name]) for name in ("shapes", "provenance")}
+            mask = cls.from_state_dict(parts | {"packed": packed, "digest": metadata["digest"]})
+        except (KeyError, ValueError, RecursionError) as error:
+            raise MaskingError(f"Asked to read {path} as a mask, found that it is damaged: {error}") from error
+        if metadata.pop("checksum", None) != _checksum(metadata):
+            raise MaskingError(f"Asked to read {path}, found metadata that do not give their checksum: it is damaged.")
+        return mask
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the mask as tensors and plain values, for a checkpoint."""
+        shapes = {name: list(shape) for name, shape in self.shapes.items()}
+        parts = {"shapes": shapes, "packed": dict(self.packed), "provenance": dict(self.provenance)}
+        return parts | {"digest": self.digest}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> "Mask":
+        """Makes the mask that `state_dict` described.
+
+        Raises:
+            MaskingError: If it describes none.
+        """
+        parts = ("shapes", "packed", "provenance")
+        if not isinstance(state, Mapping) or not all(isinstance(state.get(part), dict) for part in parts):
+            raise MaskingError(f"Asked for {', '.join(parts)} of a mask, found not all of them: the mask is damaged.")
+        for name, shape in state["shapes"].items():
+            if not isinstance(name, str) or not tensorfile.is_shape(shape):
+                raise MaskingError(f"Asked for a shape of {name!r}, found {shape!r}: the mask is damaged.")
+        shapes = {name: tuple(shape) for name, shape in state["shapes"].items()}
+        packed = {name: bits.cpu() if isinstance(bits, Tensor) else bits for name, bits in state["packed"].items()}
+        mask = cls(shapes, packed, dict(state["provenance"]))
+        if mask.digest != state.get("digest"):
+            raise MaskingError("Asked for a mask, found bits and shapes that do not give its digest: it is damaged.")
+        return mask
+
+    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raises a `MaskingError` that names the first difference, unless the candidates have these shapes."""
+        for name in [*self.shapes, *shapes]:
+            if self.shapes.get(name) != shapes.get(name):
+                raise MaskingError(
+                    f"Asked to combine masks or gradients, found {name} with shape {self.shapes.get(name)} in one and "
+                    f"{shapes.get(name)} in the other. Combine those over the same candidates."
+                )
+
+    def _combine(self, other: "Mask", operation: Callable[[Tensor, Tensor], Tensor]) -> "Mask":
+        self.check_shapes(other.shapes)
+        packed = {name: operation(mine, other.packed[name]) for name, mine in self.packed.items()}
+        return Mask(dict(self.shapes), packed)
+
+
+def _checksum(metadata: Mapping[str, str]) -> str:
+    """Returns the SHA-256 over all metadata: with the digest in it, over all that a file says."""
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
+
+
+def _check_bits(name: str, count: int, packed: Tensor | None) -> None:
+    if not isinstance(packed, Tensor) or packed.dtype != torch.uint8 or packed.shape != (-(-count // 8),):
+        found = f"{packed.dtype} of shape {tuple(packed.shape)}" if isinstance(packed, Tensor) else "none"
+        raise MaskingError(f"Asked for {count} bits of {name}, found {found}: the mask is damaged.")
+    if count % 8 and int(packed[-1]) & (0xFF >> count % 8):
+        raise MaskingError(f"Asked for {count} bits of {name}, found more that are set: the mask is damaged.")

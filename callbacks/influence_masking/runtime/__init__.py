@@ -1,0 +1,1 @@
+"""Processes, shards and strategies: where the other parts run."""

@@ -1,0 +1,1 @@
+"""Which weights are selected: candidates, scores, and the exact k lowest."""

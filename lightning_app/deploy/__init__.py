@@ -1,0 +1,1 @@
+"""A trained run used elsewhere: predict and export."""

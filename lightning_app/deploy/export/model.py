@@ -1,0 +1,130 @@
+"""A module of the study as a model of transformers, and its adapter as one of peft; tensors are shared, not copied."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+from lightning_app.deploy.export.mean_pooled import MeanPooledConfig, MeanPooledForSequenceClassification
+from lightning_app.errors import UsageError
+from modules import Classifier, LoRA
+from modules.backbone import published_name
+
+PROBES = ("A short text.", "A text with more words, so that the first of the two is padded on its right.")
+"""What both models read before anything is written."""
+
+TOLERANCE = 1e-3
+"""By which logits may differ: merging an adapter and other attention kernels round otherwise."""
+
+
+def save_adapter(module: LoRA, folder: Path) -> None:
+    """Writes the adapter and the head for the model class that `to_transformers` takes; before it merges them."""
+    backbone = cast(PeftModel, module.backbone)
+    inside = f"base_model.model.{_model_class(module).base_model_prefix}."
+    weights = {
+        name.replace("base_model.model.", inside, 1): tensor.contiguous()
+        for name, tensor in get_peft_model_state_dict(backbone).items()
+    }
+    head = _head_name(module)
+    weights |= {
+        f"base_model.model.{head}.{name}": tensor.contiguous() for name, tensor in module.head.state_dict().items()
+    }
+    config = cast(LoraConfig, backbone.peft_config["default"])
+    LoraConfig(
+        task_type="SEQ_CLS",
+        base_model_name_or_path=published_name(module.backbone_name),
+        target_modules=config.target_modules,
+        modules_to_save=[head],
+        r=config.r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        inference_mode=True,
+    ).save_pretrained(str(folder))
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def to_transformers(
+    module: Classifier, tokenizer: PreTrainedTokenizerBase, label_names: Sequence[str]
+) -> PreTrainedModel:
+    """The module's weights in the class of transformers that computes what it computes; adapters are merged.
+
+    Args:
+        module: In eval mode, on the CPU. A LoRA's backbone is merged in place.
+        tokenizer: Its pad token is written into the model's configuration.
+        label_names: Names of the classes, in their order.
+
+    Raises:
+        UsageError: If transformers has no such class, or its logits differ.
+    """
+    expected = probe(module, tokenizer)
+    backbone = module.backbone
+    if isinstance(backbone, PeftModel):
+        backbone = cast(Any, backbone).merge_and_unload()
+    with torch.device("meta"):  # its own weights are never made
+        model = _model_class(module)(_config(module, tokenizer, label_names))
+    prefix, head = model.base_model_prefix, _head_name(module)
+    if type(getattr(model, prefix, None)) is not type(backbone) or not isinstance(
+        getattr(model, head, None), nn.Linear
+    ):
+        raise UsageError(
+            f"{type(model).__name__} of transformers is not {type(backbone).__name__} with a linear layer `{head}`, so "
+            f"a run on {module.backbone_name!r} cannot be exported to it."
+        )
+    setattr(model, prefix, backbone)
+    setattr(model, head, module.head)
+    _check_logits(expected, probe(model.eval(), tokenizer), type(model).__name__)
+    return model
+
+
+@torch.no_grad()
+def probe(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """The logits of the two probe texts in one right-padded batch, [2, num_labels], by a module or a model."""
+    batch = tokenizer(list(PROBES), padding=True, return_tensors="pt")
+    output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    return (output if isinstance(output, Tensor) else output.logits).float()
+
+
+def _check_logits(expected: Tensor, found: Tensor, name: str) -> None:
+    if not torch.allclose(expected, found, rtol=TOLERANCE, atol=TOLERANCE):
+        raise UsageError(
+            f"{name} of transformers should give the logits of the run, but they differ by "
+            f"{float((expected - found).abs().max()):.3g}, so nothing is exported."
+        )
+
+
+def _model_class(module: Classifier) -> type[PreTrainedModel]:
+    """For encoders our own class; for others the one that transformers maps the type of their configuration to."""
+    if module.pooling == "mean":
+        return MeanPooledForSequenceClassification
+    config = cast(PretrainedConfig, module.backbone.config)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise UsageError(
+            f"The backbone {module.backbone_name!r} is a {config.model_type!r}, for which transformers has no sequence "
+            "classifier, so it cannot be exported."
+        )
+    return cast(type[PreTrainedModel], MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)])
+
+
+def _head_name(module: Classifier) -> str:
+    return "classifier" if module.pooling == "mean" else "score"
+
+
+def _config(module: Classifier, tokenizer: PreTrainedTokenizerBase, label_names: Sequence[str]) -> PretrainedConfig:
+    """The backbone's configuration with the labels and the pad token; an encoder's inside one of ours."""
+    labels = {
+        "id2label": dict(enumerate(label_names)),
+        "label2id": {name: number for number, name in enumerate(label_names)},
+        "pad_token_id": tokenizer.pad_token_id,
+        "problem_type": "single_label_classification",
+    }
+    own = cast(PretrainedConfig, module.backbone.config).to_dict()
+    own.pop("_name_or_path", None)  # a folder of this machine
+    if module.pooling == "mean":
+        return MeanPooledConfig(backbone=own, **labels)
+    return type(cast(PretrainedConfig, module.backbone.config)).from_dict(own | labels)

@@ -1,0 +1,1 @@
+"""Many conditions: the grid, its schedule, and where it runs."""

@@ -1,0 +1,248 @@
+"""Where conditions run on several machines: as tasks of a Ray cluster (extra `cluster`)."""
+
+import hashlib
+import logging
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Any, Self
+
+import fsspec
+
+from lightning_app.errors import UsageError
+from lightning_app.grid.condition import Condition
+from lightning_app.grid.schedule import Plan
+from lightning_app.grid.workers import run_logged, with_mistake
+from lightning_app.results.files import METRICS_FILE
+
+RETRIES = 3
+"""How often a condition is begun again, after its last whole epoch, because its node died."""
+
+SECONDS_TO_ANSWER = 10.0
+"""Of a cluster whose address is given."""
+
+ACCELERATORS = {"gpu": "GPU", "cuda": "GPU", "tpu": "TPU", "cpu": "CPU"}
+"""What Ray calls them."""
+
+
+class RayCluster:
+    """Gives every condition to a Ray cluster, which runs as many at once as it has room for.
+
+    A condition takes `num_cpus` cores and, as its `trainer.accelerator` says, a GPU or a TPU chip. One whose node dies
+    is run again by another node. Results are those of a local run, in the same files.
+
+    Args:
+        conditions: What will be run; their configurations say on what.
+        address: Of the cluster; None starts one on this machine, or takes that of RAY_ADDRESS.
+        num_cpus: Cores of a condition.
+        storage: URL of a folder for results, where the nodes do not see `--outputs`.
+
+    Raises:
+        UsageError: If Ray is not installed, the cluster does not answer or has no such device.
+    """
+
+    largest_first = True
+
+    def __init__(
+        self, conditions: Sequence[Condition], address: str | None, num_cpus: int, storage: str | None
+    ) -> None:
+        self._ray = _connect(address)
+        self._storage = Storage(storage) if storage else None
+        self._running: dict[Any, Condition] = {}
+        self._options: dict[str, Any] = {"num_cpus": num_cpus, "max_retries": RETRIES} | self._device(
+            accelerator_of(conditions[0])
+        )
+
+    def _device(self, accelerator: str) -> dict[str, Any]:
+        found = {name: int(self._ray.cluster_resources().get(name, 0)) for name in ("CPU", "GPU", "TPU")}
+        best = next(name for name in ("GPU", "TPU", "CPU") if found[name] or name == "CPU")
+        device = best if accelerator == "auto" else ACCELERATORS.get(accelerator, accelerator)
+        if not found.get(device):
+            raise UsageError(
+                f"trainer.accelerator is {accelerator!r}, found a Ray cluster of {found}. Set --accelerator."
+            )
+        asked: dict[str, dict[str, Any]] = {"GPU": {"num_gpus": 1}, "TPU": {"resources": {"TPU": 1}}}
+        return asked.get(device, {})
+
+    def __enter__(self) -> Self:
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stops what runs, and leaves the cluster."""
+        for task in self._running:
+            self._ray.cancel(task, force=True)
+        self._ray.shutdown()
+
+    def check(self, check_inputs: Callable[[list[Condition]], Plan], conditions: Sequence[Condition]) -> Plan:
+        """Calls `check_inputs` on a node, which has the device and the data.
+
+        Raises:
+            UsageError: If a condition could not be run.
+        """
+        task = self._ray.remote(**self._options)(_check)
+        plan, mistake = self._ray.get(task.remote(check_inputs, [self._ship(condition) for condition in conditions]))
+        if mistake:
+            raise UsageError(mistake)
+        return replace(plan, costs=dict(zip(conditions, plan.costs.values(), strict=True)))
+
+    def has_room(self) -> bool:
+        """Always: the cluster keeps what it has no room for."""
+        return True
+
+    def start(self, condition: Condition) -> None:
+        """Submits a condition."""
+        task = self._ray.remote(**self._options)(run_shipped)
+        self._running[task.remote(self._ship(condition))] = condition
+
+    def wait(self) -> tuple[Condition, str | None]:
+        """See `Workers.wait`."""
+        (ended,), _ = self._ray.wait(list(self._running), num_returns=1)
+        condition = self._running.pop(ended)
+        try:
+            failure = self._ray.get(ended)
+        except self._ray.exceptions.RayError as error:
+            failure = f"Ray could not run it: {str(error).strip().splitlines()[0]}"
+        if self._storage:
+            for name in condition.places:
+                self._storage.fetch(f"{condition.experiment.name}/{name}", condition.experiment / name)
+        return condition, failure
+
+    def _ship(self, condition: Condition) -> "Shipment":
+        texts = tuple((path.name, path.read_text()) for path in condition.configs)
+        absolute = replace(condition, folder=condition.folder.resolve(), configs=())
+        return Shipment(absolute, texts, self._storage.url if self._storage else None)
+
+
+def _connect(address: str | None) -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
+    try:
+        import ray
+    except ImportError as error:
+        raise UsageError("--engine ray needs Ray, which is not installed: pip install '.[cluster]'") from error
+    try:
+        _knock(address)
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"--address is {address!r}, found no Ray cluster there ({error}). Start one with `ray start --head`, or "
+            "leave it out to have one on this machine."
+        ) from error
+    return ray
+
+
+def _knock(address: str | None) -> None:
+    """Raises OSError where nothing answers at HOST:PORT: Ray itself would go on trying for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=SECONDS_TO_ANSWER).close()
+
+
+def accelerator_of(condition: Condition) -> str:
+    """The `trainer.accelerator` that the last of a condition's configurations or overrides sets."""
+    settings = condition.settings()
+    found = [config.get("trainer", {}).get("accelerator") for config in settings["configs"]]
+    found += [word.partition("=")[2] for word in settings["overrides"] if word.startswith("--trainer.accelerator=")]
+    return next((name for name in reversed(found) if name), "auto")
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """A condition as it travels to another machine: its configurations as text, not as paths of this one."""
+
+    condition: Condition
+    texts: tuple[tuple[str, str], ...]
+    storage: str | None
+
+    def unpack(self, scratch: Path) -> Condition:
+        """The condition on this machine: its configurations written to `scratch`, its folder where results go."""
+        paths = tuple(scratch / f"{index}-{name}" for index, (name, _) in enumerate(self.texts))
+        for path, (_, text) in zip(paths, self.texts, strict=True):
+            path.write_text(text)
+        condition = replace(self.condition, configs=paths)
+        if not self.storage:
+            return condition
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        here = cache / "influence-study" / hashlib.sha256(self.storage.encode()).hexdigest()[:16]
+        return replace(condition, folder=here / condition.folder.relative_to(condition.experiment.parent))
+
+
+def _check(
+    check_inputs: Callable[[list[Condition]], Plan], shipments: Sequence[Shipment]
+) -> tuple[Plan | None, str | None]:
+    with TemporaryDirectory() as scratch:
+        folders = [Path(scratch) / str(index) for index in range(len(shipments))]
+        for folder in folders:
+            folder.mkdir()
+        conditions = [shipment.unpack(folder) for shipment, folder in zip(shipments, folders, strict=True)]
+        return with_mistake(check_inputs, conditions)
+
+
+def run_shipped(shipment: Shipment) -> str | None:
+    """Runs a condition on this node; returns why it failed."""
+    with TemporaryDirectory() as scratch:
+        condition = shipment.unpack(Path(scratch))
+        storage = Storage(shipment.storage) if shipment.storage else None
+        name = condition.experiment.name
+        if storage:
+            start = f"{condition.dataset}/baseline/seed{condition.seed}/start.safetensors"
+            storage.fetch(f"{name}/{start}", condition.experiment / start)
+        elif not condition.experiment.is_dir():
+            return (
+                f"{socket.gethostname()} does not see {condition.experiment}. Put --outputs on a file system that all "
+                "nodes share, or give a --storage."
+            )
+        failure = run_logged(condition)
+        for place in condition.places if storage else ():
+            storage.store(condition.experiment / place, f"{name}/{place}")  # type: ignore[union-attr]
+        return failure
+
+
+class Storage:
+    """A folder that is reached by a URL, with the same files as a local one.
+
+    Args:
+        url: Of any file system that fsspec knows: `s3://bucket/folder`, `gs://...`, `file:///...`.
+
+    Raises:
+        UsageError: If fsspec does not know it, or lacks the package for it.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        try:
+            self._files, self._root = fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError) as error:
+            raise UsageError(f"--storage is {url!r}: {error}") from error
+
+    def fetch(self, name: str, target: Path) -> None:
+        """Copies a file, or all files of a folder but checkpoints, to `target`; nothing if there is none.
+
+        Raises:
+            UsageError: If a file has a name that leads out of the folder.
+        """
+        source = f"{self._root}/{name}"
+        for path in self._files.find(source):
+            parts = PurePosixPath(path.removeprefix(source).lstrip("/")).parts
+            if ".." in parts:
+                raise UsageError(f"--storage has a file {path!r}, which leads out of its folder. Delete it there.")
+            if "checkpoints" not in parts:
+                local = target.joinpath(*parts)
+                local.parent.mkdir(parents=True, exist_ok=True)
+                self._files.get_file(path, str(local))
+
+    def store(self, source: Path, name: str) -> None:
+        """Copies a file, or a folder's files, the metrics last: where they are, the condition is complete."""
+        files = sorted(
+            (path for path in source.rglob("*") if path.is_file()), key=lambda path: path.name == METRICS_FILE
+        )
+        stale = f"{self._root}/{name}/{METRICS_FILE}"
+        if self._files.exists(stale):
+            self._files.rm_file(stale)
+        for path in [source] if source.is_file() else files:
+            target = f"{self._root}/{name}/{path.relative_to(source).as_posix()}".removesuffix("/.")
+            self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
+            self._files.put_file(str(path), target)

@@ -1,0 +1,252 @@
+"""Where conditions run on one machine: in this process one after the other, or in several, each with a device."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from lightning_app.errors import UsageError, user_mistake
+from lightning_app.grid.condition import Condition, try_condition
+from lightning_app.grid.schedule import Plan
+from lightning_app.signals import sigterm
+
+Result = TypeVar("Result")
+SPAWN = get_context("spawn")  # a fork would share the state of CUDA, of XLA and of thread pools
+
+
+class InProcess:
+    """Runs each condition here when it is waited for; those that follow share gradients and features."""
+
+    largest_first = False
+
+    def __init__(self) -> None:
+        self._condition: Condition | None = None
+
+    def has_room(self) -> bool:
+        """Whether none is to run."""
+        return self._condition is None
+
+    def start(self, condition: Condition) -> None:
+        """Has the condition run at the next `wait`."""
+        self._condition = condition
+
+    def wait(self) -> tuple[Condition, str | None]:
+        """Runs it; see `Workers.wait`."""
+        assert self._condition is not None
+        condition, self._condition = self._condition, None
+        return condition, try_condition(condition)
+
+
+class Processes:
+    """Keeps several devices of this machine busy, each by a process of its own that sees no other device.
+
+    On CPUs the cores are divided between the processes. What a condition prints goes to its log file. The processes end
+    with this one, whatever ends it.
+
+    Args:
+        count: How many devices.
+        plan: What they are.
+
+    Raises:
+        UsageError: If there are not so many.
+    """
+
+    largest_first = True
+
+    def __init__(self, count: int, plan: Plan) -> None:
+        if not 1 <= count <= plan.devices:
+            what = {"cpu": "CPU cores", "cuda": "GPUs", "xla": "TPU chips"}.get(plan.accelerator, "devices")
+            raise UsageError(f"--devices is {count}, found {plan.devices} {what}. Give 1 to {plan.devices}.")
+        threads = max(1, plan.devices // count) if plan.accelerator == "cpu" else None
+        self._slots = [Slot(index, threads) for index in range(count)]
+
+    def __enter__(self) -> Self:
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends the processes."""
+        for slot in self._slots:
+            slot.end()
+
+    def has_room(self) -> bool:
+        """Whether a device is idle."""
+        return any(slot.condition is None for slot in self._slots)
+
+    def start(self, condition: Condition) -> None:
+        """Gives the condition to an idle device: rather to one that last ran the same dataset and seed."""
+        idle = [slot for slot in self._slots if slot.condition is None]
+        key = (condition.dataset, condition.seed)
+        min(idle, key=lambda slot: slot.last != key).start(condition)
+
+    def wait(self) -> tuple[Condition, str | None]:
+        """See `Workers.wait`; a process that died is replaced by a new one."""
+        busy = {slot.connection: slot for slot in self._slots if slot.condition}
+        return busy[wait(busy)[0]].result()  # type: ignore[index, arg-type]
+
+
+class Slot:
+    """A device and the process that runs conditions on it.
+
+    Args:
+        index: Which device.
+        threads: Of the CPU; None leaves it to PyTorch.
+
+    Attributes:
+        condition: What is running.
+        last: Dataset and seed of what ran last: their gradient and features are still in the process.
+    """
+
+    def __init__(self, index: int, threads: int | None) -> None:
+        self.index, self.threads = index, threads
+        self.condition: Condition | None = None
+        self.last: tuple[str, int] | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self.connection, theirs = SPAWN.Pipe()
+        # no daemon: a data loader may start processes
+        self._process = SPAWN.Process(target=serve, args=(theirs, self.index, self.threads))
+        self._process.start()
+        theirs.close()
+
+    def start(self, condition: Condition) -> None:
+        """Sends a condition to the process, or to a new one if that was killed while it had nothing to do."""
+        if not self._process.is_alive():
+            self._begin()
+        self.condition, self.last = condition, (condition.dataset, condition.seed)
+        self.connection.send(condition)
+
+    def result(self) -> tuple[Condition, str | None]:
+        """Returns the condition and why it failed, also where the process died of it."""
+        assert self.condition is not None
+        condition, self.condition = self.condition, None
+        try:
+            return condition, self.connection.recv()
+        except (EOFError, ConnectionResetError):  # the latter if it had not even read the condition
+            self._process.join()
+            code = self._process.exitcode
+            self._begin()
+            how = f"signal {-code}" if code and code < 0 else f"exit status {code}"
+            hint = " The system kills a process that takes too much memory." if code == -9 else ""
+            return condition, f"its process ended by {how}.{hint} What it printed: {condition.log_file}"
+
+    def end(self) -> None:
+        """Ends the process, also where it runs a condition."""
+        self.connection.close()  # which ends a process that waits for a condition
+        if self.condition:
+            self._process.terminate()
+        self._process.join()
+
+
+def serve(connection: Connection, index: int, threads: int | None) -> None:
+    """Runs, in a process of its own, the conditions that come through a connection until it is closed."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGTERM, sigterm)  # within training it saves first
+    see_only(index)
+    if threads:
+        import torch
+
+        torch.set_num_threads(min(threads, torch.get_num_threads()))  # OMP_NUM_THREADS may ask for fewer
+    while True:
+        try:
+            condition = connection.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        connection.send(run_logged(condition))
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)  # whatever runs here: nobody waits for it, and another experiment may run it soon
+
+
+def see_only(index: int) -> None:
+    """Hides every GPU and TPU chip but one from this process, before CUDA or XLA looks for them."""
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus[index] if index < len(gpus) and gpus[0] else str(index)
+    os.environ["TPU_VISIBLE_CHIPS"] = str(index)
+    os.environ["TPU_CHIPS_PER_PROCESS_BOUNDS"] = os.environ["TPU_PROCESS_BOUNDS"] = "1,1,1"
+
+
+def run_logged(condition: Condition) -> str | None:
+    """Runs a condition; what it prints goes to its log file. Returns why it failed."""
+    with printing_to(condition.log_file):
+        failure = try_condition(condition, verbose=True)
+        print(f"failed: {failure}" if failure else "complete")
+    return failure
+
+
+@contextmanager
+def printing_to(path: Path) -> Iterator[None]:
+    """Appends to a file what this process prints, by whatever handler or library."""
+    streams = (sys.stdout, sys.stderr)
+    kept = [os.dup(stream.fileno()) for stream in streams]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("a") as file:
+            for stream in streams:
+                os.dup2(file.fileno(), stream.fileno())
+        yield
+    finally:
+        for stream, before in zip(streams, kept, strict=True):
+            stream.flush()
+            os.dup2(before, stream.fileno())
+            os.close(before)
+
+
+def devices_of(trainer: Any) -> tuple[str, int]:
+    """The kind of device that a Trainer runs on, and how many this machine has; of CPUs, how many cores."""
+    kind = trainer.strategy.root_device.type
+    return kind, num_cores() if kind == "cpu" else trainer.accelerator.auto_device_count()
+
+
+def num_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def call_in_process(function: Callable[..., Result], *args: Any) -> Result:
+    """Calls a function in a process that ends with it: what it loads, and devices it holds, are free afterwards.
+
+    Raises:
+        UsageError: If it was asked for something that cannot be done.
+    """
+    ours, theirs = SPAWN.Pipe()
+    process = SPAWN.Process(target=_answer, args=(theirs, function, args))
+    process.start()
+    theirs.close()
+    try:
+        result, mistake = ours.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"The process that checks the inputs ended by exit status {process.exitcode}.") from None
+    finally:
+        process.join()
+    if mistake:
+        raise UsageError(mistake)
+    return result
+
+
+def _answer(connection: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    connection.send(with_mistake(function, *args))
+
+
+def with_mistake(function: Callable[..., Result], *args: Any) -> tuple[Result | None, str | None]:
+    """Calls a function; returns its result, and the user's mistake where that is why it has none."""
+    try:
+        return function(*args), None
+    except Exception as error:
+        mistake = user_mistake(error)
+        if mistake is None:
+            raise
+        return None, str(mistake)

@@ -1,0 +1,104 @@
+"""What `tensorboard --logdir outputs` opens on: the arms of an experiment side by side, a run an arm.
+
+Every condition writes its own curves, pictures and text into its folder. What compares conditions is written here, into
+`<experiment>/dashboard`, anew with each report.
+"""
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pandas as pd
+
+from lightning_app.results import markdown
+from lightning_app.results.files import own_folder
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from lightning_app.report.page import Page
+    from lightning_app.report.sections import Study
+
+FOLDER = "dashboard"
+SCORES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "nll": "NLL"}
+CURVES = {"dev accuracy": "dev_accuracy", "training loss": "training_loss"}
+
+
+class Chart(NamedTuple):
+    """A chart of a custom page: its title and the tag that it shows of every run."""
+
+    title: str
+    tag: str
+
+
+def write_dashboard(study: "Study", page: "Page") -> Path:
+    """Writes the runs that compare the arms of an experiment.
+
+    Args:
+        study: The experiment.
+        page: Its report: the answer and the tables become text cards.
+
+    Returns:
+        The folder of the runs: one an arm, and `overview` with the text cards and the layout of the custom pages.
+    """
+    folder = own_folder(study.folder / FOLDER)
+    shutil.rmtree(folder, ignore_errors=True)
+    for arm, results in study.results.groupby("arm", sort=False):
+        with _writer(folder / plain(arm)) as writer:
+            for row in results.itertuples():
+                for score in SCORES:
+                    writer.add_scalar(f"{score}/{plain(row.dataset)}", getattr(row, score), row.seed)
+            for (dataset, curve), points in study.curves[study.curves["arm"] == arm].groupby(
+                ["dataset", "curve"], sort=False
+            ):
+                for step, value in points.groupby("step")["value"].mean().items():
+                    writer.add_scalar(f"{CURVES[curve]}/{plain(dataset)}", value, step)
+    with _writer(folder / "overview") as writer:
+        writer.add_custom_scalars(
+            {
+                str(dataset): {chart.title: ["Multiline", [f"^{re.escape(chart.tag)}$"]] for chart in charts}
+                for dataset, charts in _pages(study.results, study.curves).items()
+            }
+        )
+        for title, text in _cards(page).items():
+            writer.add_text(title, text)
+    return folder
+
+
+def plain(name: object) -> str:
+    """A name that is safe as a folder and as a tag: anything but letters, digits, _ and - becomes _."""
+    return re.sub(r"[^\w-]+", "_", str(name))
+
+
+def _pages(results: pd.DataFrame, curves: pd.DataFrame) -> dict[str, list[Chart]]:
+    """By dataset the charts of its page; a curve that no arm has is left out."""
+    pages = {}
+    for dataset in results["dataset"].unique():
+        there = curves.loc[curves["dataset"] == dataset, "curve"].unique()
+        trained = {title: tag for title, tag in CURVES.items() if title in there}
+        charts = {f"{title} on eval, by seed": score for score, title in SCORES.items()}
+        charts |= {f"{title} by optimisation step, mean over seeds": tag for title, tag in trained.items()}
+        pages[dataset] = [Chart(title, f"{tag}/{plain(dataset)}") for title, tag in charts.items()]
+    return pages
+
+
+def _cards(page: "Page") -> dict[str, str]:
+    """The report's answer and its first tables, as Markdown."""
+    answer = [f"**{markdown.escape(warning)}**" for warning in page.warnings] + [markdown.escape(page.answer)]
+    cards = {"answer": "\n\n".join(answer)}
+    for section in page.sections[:2]:
+        for table in section.tables:
+            if not table.is_long:
+                cards[f"tables/{table.name}"] = f"{markdown.escape(table.caption)}\n\n{markdown.table(table.shown)}"
+    return cards
+
+
+@contextmanager
+def _writer(folder: Path) -> Iterator["SummaryWriter"]:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        yield writer

@@ -1,0 +1,1 @@
+"""One condition: command line, recorder, checkpoints."""

@@ -1,0 +1,162 @@
+"""What a run keeps of its weights: those that are measured, and all that a stopped fit needs to go on."""
+
+from pathlib import Path
+from time import perf_counter
+from typing import Any, cast
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from lightning_app.results.files import write_atomically
+from lightning_app.signals import sigterm
+
+
+class WholeFile(TorchCheckpointIO):
+    """Writes a checkpoint whole or not at all, beside its place.
+
+    Lightning's own goes by the system's folder for temporary files, which may be smaller or on another disk: there its
+    last step is a copy that can be cut.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes the file.
+
+        Raises:
+            OSError: If it cannot be written; it names the file.
+        """
+
+        def save(temporary: Path) -> None:
+            try:
+                with temporary.open("wb") as file:
+                    torch.save(checkpoint, file)
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):  # torch's writer has hidden it by closing the file
+                    raise error.__context__ from None
+                raise
+
+        write_atomically(Path(path), save)
+
+
+SECONDS = 1.0
+"""What may be spent on writing after every epoch."""
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps `checkpoints/best.ckpt`, the weights of the epoch with the best validation metric.
+
+    A fit without an optimisation step (`tune: none`) has no such epoch: its weights are saved when it ends. The file
+    is written anew by every fit of the same run folder.
+
+    Args:
+        monitor: Logged metric that is compared.
+        mode: Whether more (`max`) or less (`min`) of it is better.
+    """
+
+    def __init__(self, monitor: str = "val/accuracy", mode: str = "max") -> None:
+        super().__init__(
+            filename="best", monitor=monitor, mode=mode, save_weights_only=True, enable_version_counter=False
+        )
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves what no epoch has saved."""
+        if not self.best_model_path and not cast(Any, trainer).fast_dev_run:
+            self.best_model_path = f"{trainer.default_root_dir}/checkpoints/best.ckpt"
+            trainer.save_checkpoint(self.best_model_path, weights_only=True)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps `checkpoints/last.ckpt`: weights, optimizer and counters after the last whole epoch, or at SIGTERM.
+
+    `influence fit ... --ckpt_path .../last.ckpt` goes on from it to the same result, to the bit, as if the fit had
+    never been stopped. `influence experiment` does so itself, and deletes the file when the condition is complete.
+
+    Where writing takes seconds (6 GB for all of Qwen2-0.5B, whose epoch takes a GPU no longer), epochs are left out so
+    that it takes no more than a tenth of the time.
+
+    SIGTERM saves after the batch at hand, with the state of dropout's random numbers. On several devices, on a TPU,
+    within accumulated gradients and while dev is measured it saves nothing: the file of the last epoch stays.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+        self._random: dict[str, Tensor] = {}
+        self._written_at, self._seconds = 0.0, 0.0
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the epoch, or leaves it out."""
+        start = perf_counter()
+        if trainer.strategy.broadcast(self._seconds > SECONDS and start - self._written_at < 9 * self._seconds):
+            return
+        super().on_train_epoch_end(trainer, pl_module)
+        self._written_at = perf_counter()
+        self._seconds = self._written_at - start
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Trains no further epoch where early stopping had already ended the fit that is resumed."""
+        super().on_train_start(trainer, pl_module)
+        # Lightning leaves this out where `estimated_stepping_batches` made the loader before the checkpoint was read
+        trainer.fit_loop._load_combined_loader_states()
+        stoppers = trainer.early_stopping_callbacks
+        if any(isinstance(stopper, EarlyStopping) and stopper.wait_count >= stopper.patience for stopper in stoppers):
+            trainer.should_stop = True
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """From here on SIGTERM waits for the end of a batch; a fit resumed within an epoch has its dropout again.
+
+        The random state is put back here because the loader, too, draws a number when it gives its first batch.
+        """
+        sigterm.can_wait = trainer.world_size == 1
+        if self._random:
+            _set_random_state(self._random, trainer.strategy.root_device)
+            self._random = {}
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ends now if SIGTERM came after the Trainer last looked."""
+        sigterm.can_wait = False
+        if sigterm.asked:
+            raise SIGTERMException
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Saves where SIGTERM ends a fit within an epoch; an error of that batch does not let the others run."""
+        sigterm.can_wait = False
+        if sigterm.asked and not isinstance(exception, SystemExit):
+            raise SIGTERMException from exception
+        if isinstance(exception, SIGTERMException) and _can_be_resumed(trainer):
+            self._random = _random_state(trainer.strategy.root_device)
+            try:
+                trainer.save_checkpoint(Path(cast(str, self.dirpath)) / "last.ckpt")
+            except OSError as error:
+                rank_zero_warn(f"The state at SIGTERM could not be saved: {error}. That of the last whole epoch stays.")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Adds, within an epoch, the state of the random numbers."""
+        return super().state_dict() | ({"random": self._random} if self._random else {})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes it over."""
+        super().load_state_dict(state_dict)
+        self._random = state_dict.get("random", {})
+
+
+def _can_be_resumed(trainer: Trainer) -> bool:
+    """Whether a fit is between two batches of an epoch, with nothing in flight that a checkpoint leaves out."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    within = trainer.training and not progress.is_last_batch
+    alone = trainer.world_size == 1 and trainer.strategy.root_device.type in ("cpu", "cuda")
+    return within and alone and progress.current.completed % trainer.accumulate_grad_batches == 0
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def _set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
