@@ -37,7 +37,7 @@ class Classifier(LightningModule):
     Args:
         backbone: Hub id, local folder, or `all-MiniLM-L6-v2` (see `resolve_backbone`).
         num_labels: Number of classes; the command line takes it from the dataset.
-        learning_rate: Peak learning rate of AdamW.
+        learning_rate: Peak learning rate of AdamW; None: its own default, 1e-3.
         weight_decay: AdamW's decay of matrices; biases and norms are not decayed.
         warmup_ratio: Share of the steps over which the learning rate rises linearly; then it falls linearly to 0.
         compile: Compile the backbone's layers by `torch.compile`, once for all batches: for long fits on a GPU.
@@ -50,14 +50,14 @@ class Classifier(LightningModule):
         StartError: If the start is missing or was made with another backbone or number of classes.
     """
 
-    needs_start = True
-    """Whether the arm begins from the baseline start."""
+    trains = "all"
+    """What the arm trains: `none`, `head`, `adapter` or `all`. An option `tune` of an arm overrides it."""
 
     def __init__(
         self,
         backbone: str = "Qwen/Qwen2-0.5B",
         num_labels: int = 2,
-        learning_rate: float = 1e-3,
+        learning_rate: float | None = None,
         weight_decay: float = 0.01,
         warmup_ratio: float = 0.1,
         compile: bool = False,
@@ -65,6 +65,7 @@ class Classifier(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        learning_rate = 1e-3 if learning_rate is None else learning_rate
         if not (0 < learning_rate < inf and 0 <= weight_decay < inf and 0 <= warmup_ratio < 1):  # NaN is in no range
             raise OptionError(
                 "learning_rate must be positive, weight_decay at least 0 and warmup_ratio in [0, 1), "

@@ -34,6 +34,8 @@ class Influence(Classifier):
         MaskingError: If the masking options are out of range, or `targets` match nothing.
     """
 
+    trains = "none"
+
     def __init__(
         self,
         *,
@@ -46,7 +48,7 @@ class Influence(Classifier):
         tune: Literal["none", "head", "all"] = "none",
         **kwargs: Any,
     ) -> None:
-        self.tune = tune
+        self.tune = self.trains = tune
         # before the backbone is loaded, so that a wrong option is found at once
         self.masking = SharedGradientMasking(
             fraction=float(fraction),

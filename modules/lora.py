@@ -20,6 +20,8 @@ class LoRA(Classifier):
         OptionError: If an option is out of its range.
     """
 
+    trains = "adapter"
+
     def __init__(self, *, rank: int = 8, alpha: int = 16, dropout: float = 0.0, **kwargs: Any) -> None:
         if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
             raise OptionError(

@@ -41,6 +41,8 @@ class Sweep(Classifier):
         MaskingError: If a score is unknown or `targets` match nothing.
     """
 
+    trains = "none"
+
     def __init__(
         self,
         *,
