@@ -40,36 +40,55 @@ def build_parser() -> ArgumentParser:
     """The options of `influence experiment`."""
     parser = ArgumentParser(
         prog="influence experiment",
-        description="Runs every condition of datasets x arms x seeds. Complete conditions are not run again; a condition "
-        "that fails does not stop the others; arms that others start from are added.",
+        description="Runs every condition of datasets x arms x seeds. Complete conditions are not run again; a "
+        "condition that fails does not stop the others; arms that others start from are added.",
         default_config_files=[str(configs_folder() / "experiment.yaml")],
         exit_on_error=False,
     )
     add = parser.add_argument
     add("-c", "--config", action=ActionConfigFile, help="YAML file with any of these options.")
-    add("--name", type=str | None, default=None, help="Folder of the results in <outputs>; default experiment-<backbone>.")
+    add(
+        "--name",
+        type=str | None,
+        default=None,
+        help="Folder of results in <outputs>; default experiment-<backbone>.",
+    )
     add("--outputs", type=str, default="outputs", help="Folder of all results.")
     add("--backbone", type=str, default="Qwen/Qwen2-0.5B", help="Hub id, local folder, or all-MiniLM-L6-v2.")
     add("--datasets", type=list[str], metavar="NAME ...", default=[], help="Names of files in configs/data, or paths.")
-    add("--arms", type=list[str], metavar="NAME ...", default=[], help="Names of files in configs/arms, or paths; NAME+OVERLAY lays a file in configs/tune over it.")
+    add(
+        "--arms",
+        type=list[str],
+        metavar="NAME ...",
+        default=[],
+        help="Names of files in configs/arms, or paths; NAME+OVERLAY lays a file in configs/tune over it.",
+    )
     add("--seeds", type=list[int], metavar="K ...", default=[0], help="Seeds of splits, head and batch order.")
-    add("--quick", action="store_true", help=f"{QUICK_SIZE} samples per split: a test of the pipeline, not of the arms.")
+    add("--quick", action="store_true", help=f"{QUICK_SIZE} samples per split: tests the pipeline, not the arms.")
     add("--accelerator", type=str | None, default=None, help="Name of a file in configs/accelerator: cpu, gpu, tpu.")
     add(
-        "--devices", type=PositiveInt, default=1, help="Number of cores, GPUs or TPU chips; each runs one condition at a time."
+        "--devices",
+        type=PositiveInt,
+        default=1,
+        help="Number of cores, GPUs or TPU chips; each runs one condition at a time.",
     )
     add(
         "--engine", type=Literal["local", "ray"], default="local", help="Run here, or on a Ray cluster (extra cluster)."
     )
-    add("--address", type=str | None, default=None, help="Address of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT.")
+    add(
+        "--address",
+        type=str | None,
+        default=None,
+        help="Address of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT.",
+    )
     add("--num_cpus", type=PositiveInt, default=1, help="CPU cores of each condition on a Ray cluster.")
     add(
         "--storage",
         type=str | None,
         default=None,
         metavar="URL",
-        help="Folder for the results of a Ray cluster's nodes, s3://bucket/folder or another URL for fsspec, if not all "
-        "nodes see --outputs. Results are copied from there to --outputs.",
+        help="Folder for the results of a Ray cluster's nodes, s3://bucket/folder or another URL for fsspec, if not "
+        "all nodes see --outputs. Results are copied from there to --outputs.",
     )
     add(
         "--set",
