@@ -168,7 +168,7 @@ def test_a_checkpoint_without_the_mask_gets_one_from_its_own_weights(tmp_path: P
     expected = masking()
     quiet_trainer(expected, max_epochs=0).fit(copy.deepcopy(module), loader())
     found = masking()
-    with pytest.warns(UserWarning, match=r"plain\.ckpt holds no mask"):
+    with pytest.warns(UserWarning, match=r"plain\.ckpt has no mask"):
         quiet_trainer(found, max_epochs=2).fit(Classifier(), loader(), ckpt_path=tmp_path / "plain.ckpt")
     assert found.mask == expected.mask
 

@@ -12,7 +12,7 @@ import torch
 from models import Classifier, loader, quiet_trainer
 
 from influence_masking import InfluenceMasking, Mask, MaskingError
-from influence_masking.callback import RESULTS
+from influence_masking.making import RESULTS
 
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
