@@ -63,7 +63,7 @@ class Influence(Classifier):
 
     def adapt(self) -> None:
         """Leaves trainable what `tune` says, once it is certain that there are weights to mask."""
-        find_candidates(self, self.masking.targets)
+        find_candidates(self, self.masking.options.targets)
         if self.tune != "all":
             self.backbone.requires_grad_(False)
         if self.tune == "none":
@@ -72,7 +72,9 @@ class Influence(Classifier):
 
     def identity(self) -> dict[str, Any]:
         """Adds what the mask was made by."""
-        made_by = {name: getattr(self.masking, name) for name in ("fraction", "score", "tail", "scope", "targets")}
+        made_by = {
+            name: getattr(self.masking.options, name) for name in ("fraction", "score", "tail", "scope", "targets")
+        }
         return super().identity() | made_by | {"tune": self.tune}
 
     def configure_callbacks(self) -> list[Callback]:

@@ -11,8 +11,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from influence_masking import SweepPoint, find_candidates, sweep
-from influence_masking.selection.scores import resolve_score
-from influence_masking.snapshot import MATCHED
+from influence_masking.selection.scores import MATCHED, resolve_score
 from modules.classifier import Classifier, OptionError
 from modules.shared_gradient import SharedGradientMasking
 
@@ -67,7 +66,7 @@ class Sweep(Classifier):
 
     def adapt(self) -> None:
         """Freezes everything, once it is certain that there are weights to mask."""
-        find_candidates(self, self.masking.targets)
+        find_candidates(self, self.masking.options.targets)
         self.requires_grad_(False)
         self.train()
 

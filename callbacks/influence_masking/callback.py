@@ -1,12 +1,11 @@
 """The callback: what the pure parts of this package do, at the right moments of a Trainer's run."""
 
 import contextlib
-import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, cast, get_args
+from typing import Any, Self, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -23,15 +22,15 @@ from influence_masking.gradients.mean_gradient import Calibration, MeanGradient,
 from influence_masking.gradients.training_step import muted, training_loss
 from influence_masking.masks.holding import Action, Hold
 from influence_masking.masks.mask import Mask
+from influence_masking.options import MaskingOptions
 from influence_masking.reporting import PREFIX, held_gradient, log_held_gradient, log_mask
 from influence_masking.runtime.processes import Processes
 from influence_masking.runtime.strategies import check_strategy, gradient_processes, restores_late, run_pending
 from influence_masking.selection.candidates import find_candidates
 from influence_masking.selection.lowest import Scope, Tail
-from influence_masking.selection.scores import ScoreFunction, resolve_score, score_name
-from influence_masking.snapshot import MATCHED, Snapshot
+from influence_masking.selection.scores import ScoreFunction, score_name
+from influence_masking.snapshot import Snapshot
 
-DEFAULT_FRACTION = 0.05
 RESULTS = ("predicted_change", "measured_change", "loss_before", "loss_after", "seconds")
 
 
@@ -79,6 +78,7 @@ class InfluenceMasking(Callback):
         matched_score: The score of the mask that ``random_matched`` follows in tensors and sizes.
 
     Attributes:
+        options: The options.
         mask: The mask, once it is made.
         predicted_change: To first order, the change of the mean loss when the mask is zeroed.
         measured_change: The real change on the same samples, also when the action is not to zero.
@@ -106,17 +106,20 @@ class InfluenceMasking(Callback):
         micro_batch_size: int | None = None,
         matched_score: str | ScoreFunction = "sign_gradient",
     ) -> None:
-        self.fraction = DEFAULT_FRACTION if fraction is None and count is None else fraction
-        self.count = count
-        self.score, self.tail, self.scope = score, tail, scope
-        self.targets = targets
-        self.num_samples = num_samples
-        self.action = action
-        self.mask_path = mask_path
-        self.seed = seed
-        self.micro_batch_size = micro_batch_size
-        self.matched_score = matched_score
-        self._check_options()
+        self.options = MaskingOptions(
+            fraction=fraction,
+            score=score,
+            tail=tail,
+            scope=scope,
+            targets=targets,
+            num_samples=num_samples,
+            action=action,
+            mask_path=mask_path,
+            seed=seed,
+            count=count,
+            micro_batch_size=micro_batch_size,
+            matched_score=matched_score,
+        )
         self.mask: Mask | None = None
         self.predicted_change: float | None = None
         self.measured_change: float | None = None
@@ -125,6 +128,11 @@ class InfluenceMasking(Callback):
         self.seconds: dict[str, float] = {}
         self._hold: Hold | None = None
         self._unlogged: list[tuple[int, Tensor]] = []  # steps, and norms of the held gradient
+
+    @classmethod
+    def from_options(cls, options: MaskingOptions) -> Self:
+        """Make a callback of an options object."""
+        return cls(**{field.name: getattr(options, field.name) for field in fields(options)})
 
     @property
     def num_candidates(self) -> int | None:
@@ -164,7 +172,7 @@ class InfluenceMasking(Callback):
             return
         check_strategy(trainer.strategy)
         if next(pl_module.parameters(), None) is not None and not _is_built_later(pl_module):
-            find_candidates(pl_module, self.targets)
+            find_candidates(pl_module, self.options.targets)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes the mask unless there is one, and begins to hold it."""
@@ -219,7 +227,7 @@ class InfluenceMasking(Callback):
     @property
     def state_key(self) -> str:
         """Names the state by every option that the mask depends on."""
-        return self._generate_state_key(**self._options())
+        return self._generate_state_key(**self.options.as_record())
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the mask, as packed bits, and what is known of it."""
@@ -244,7 +252,7 @@ class InfluenceMasking(Callback):
 
     def snapshot(self, trainer: Trainer, module: LightningModule) -> Snapshot:
         """Takes the gradient that masks are made of; from it a sweep can go on to many masks."""
-        candidates = find_candidates(module, self.targets)
+        candidates = find_candidates(module, self.options.targets)
         processes = gradient_processes(trainer)
         precision = trainer.precision_plugin
         # float16 has too narrow a range for a gradient whose loss is not scaled
@@ -257,15 +265,19 @@ class InfluenceMasking(Callback):
                 return self.compute_loss(module, data, batch.index)
 
         batches = self._take_batches(trainer, processes)
-        calibration = Calibration(batches, loss_function, processes, self.micro_batch_size, _progress_of(trainer))
+        calibration = Calibration(
+            batches, loss_function, processes, self.options.micro_batch_size, _progress_of(trainer)
+        )
         return Snapshot(module, candidates, calibration, self.take_gradient(module, candidates, calibration))
 
     def _begin(self, trainer: Trainer, module: LightningModule) -> None:
         if self._hold is not None:
             return
         if self.mask is None:
-            self.mask = Mask.load(self.mask_path) if self.mask_path else self._make_mask(trainer, module)
-        self._hold = Hold(module, self.mask, self.action, trainer.optimizers)
+            self.mask = (
+                Mask.load(self.options.mask_path) if self.options.mask_path else self._make_mask(trainer, module)
+            )
+        self._hold = Hold(module, self.mask, self.options.action, trainer.optimizers)
 
     def _make_mask(self, trainer: Trainer, module: LightningModule) -> Mask:
         if trainer.ckpt_path:
@@ -274,7 +286,7 @@ class InfluenceMasking(Callback):
                 "from the weights that it holds."
             )
         with isolate_rng():
-            torch.manual_seed(self.seed)
+            torch.manual_seed(self.options.seed)
             with self._timed("gradient"):
                 snapshot = self.snapshot(trainer, module)
             with self._timed("selection"):
@@ -289,20 +301,19 @@ class InfluenceMasking(Callback):
         return mask
 
     def _select(self, snapshot: Snapshot) -> Mask:
-        k = self.count if self.fraction is None else math.floor(self.fraction * snapshot.num_candidates)
-        assert k is not None
-        return snapshot.select(k, self.score, self.tail, self.scope, self.seed, self.matched_score)
+        options, k = self.options, self.options.num_selected(snapshot.num_candidates)
+        return snapshot.select(k, options.score, options.tail, options.scope, options.seed, options.matched_score)
 
     def _report(self, trainer: Trainer, mask: Mask, snapshot: Snapshot) -> None:
         rank_zero_info(
-            f"InfluenceMasking selected {mask.num_masked:,} of {mask.num_candidates:,} weights ({self.tail} "
-            f"{score_name(self.score)}). Zeroing them: loss {self.loss_before:.6g} -> {self.loss_after:.6g} "
+            f"InfluenceMasking selected {mask.num_masked:,} of {mask.num_candidates:,} weights ({self.options.tail} "
+            f"{score_name(self.options.score)}). Zeroing them: loss {self.loss_before:.6g} -> {self.loss_after:.6g} "
             f"({self.measured_change:+.3g}; first-order prediction {self.predicted_change:+.3g})."
         )
         if trainer.loggers:
             numbers = {name: getattr(self, name) for name in RESULTS if name != "seconds"}
             numbers |= {"masked": mask.num_masked, "candidates": mask.num_candidates}
-            scores = snapshot.sample_scores(self.matched_score if self.score == MATCHED else self.score, self.seed)
+            scores = snapshot.sample_scores(self.options.ranking_score, self.options.seed)
             log_mask(trainer.loggers, mask, numbers, scores, trainer.global_step, self._log_prefix(trainer))
 
     def _log_prefix(self, trainer: Trainer) -> str:
@@ -321,13 +332,15 @@ class InfluenceMasking(Callback):
         """Returns this process's share of the calibration data: every n-th batch of all."""
         stream = iter(self.calibration_batches(trainer))
         try:
-            return [b for b in take_samples(stream, self.num_samples) if b.index % processes.count == processes.rank]
+            return [
+                b for b in take_samples(stream, self.options.num_samples) if b.index % processes.count == processes.rank
+            ]
         finally:
             if isinstance(stream, Generator):
                 stream.close()  # puts the loader's random generators back now
 
     def _provenance(self, mask: Mask, module: LightningModule, snapshot: Snapshot) -> dict[str, Any]:
-        return self._options() | {
+        return self.options.as_record() | {
             "module": type(module).__qualname__,
             "num_samples": snapshot.gradient.num_samples,
             "num_masked": mask.num_masked,
@@ -340,43 +353,6 @@ class InfluenceMasking(Callback):
         if self._hold:
             self._hold.release()
         self._hold = None
-
-    def _options(self) -> dict[str, Any]:
-        targets = self.targets if isinstance(self.targets, str | None) else list(self.targets)
-        options = {
-            "fraction": self.fraction,
-            "count": self.count,
-            "score": score_name(self.score),
-            "tail": self.tail,
-            "scope": self.scope,
-            "targets": targets,
-            "num_samples": self.num_samples,
-            "action": self.action,
-            "mask_path": str(self.mask_path) if self.mask_path else None,
-            "seed": self.seed,
-        }
-        return options | ({"matched_score": score_name(self.matched_score)} if self.score == MATCHED else {})
-
-    def _check_options(self) -> None:
-        if self.count is not None and self.fraction is not None:
-            raise MaskingError(
-                f"Asked for fraction={self.fraction} and count={self.count}: they are two ways to say one thing. "
-                "Leave one out."
-            )
-        if self.fraction is not None and not 0 < self.fraction < 1:
-            raise MaskingError(f"Asked for fraction={self.fraction}, which is not between 0 and 1. Choose one that is.")
-        for name in ("count", "num_samples", "micro_batch_size"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise MaskingError(f"Asked for {name}={value!r}, which is not a whole number above 0. Choose one.")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise MaskingError(f"Asked for seed={self.seed!r}, which is not a whole number. Choose one.")
-        for name, allowed in (("tail", Tail), ("scope", Scope), ("action", Action)):
-            if getattr(self, name) not in get_args(allowed):
-                raise MaskingError(
-                    f"Asked for {name}={getattr(self, name)!r}. Choose one of {list(get_args(allowed))}."
-                )
-        resolve_score(self.matched_score if self.score == MATCHED else self.score)
 
 
 def _is_built_later(module: LightningModule) -> bool:

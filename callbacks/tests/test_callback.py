@@ -253,8 +253,8 @@ def test_an_option_out_of_range_is_an_error_that_names_it(options: dict[str, Any
 
 
 def test_the_fraction_is_a_twentieth_unless_a_count_is_given() -> None:
-    assert InfluenceMasking().fraction == 0.05
-    assert InfluenceMasking(count=3).fraction is None
+    assert InfluenceMasking().options.effective_fraction == 0.05
+    assert InfluenceMasking(count=3).options.effective_fraction is None
 
 
 def test_targets_that_match_nothing_are_found_before_any_gradient() -> None:

@@ -41,7 +41,7 @@ def test_the_other_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     own, sweeping, masks = BLOCKS[1:]
     names = {"InfluenceMasking": InfluenceMasking}
     exec(own, names)
-    assert names["masking"].score is names["fisher"]
+    assert names["masking"].options.score is names["fisher"]
     module = Classifier()
     names = {"module": module, "loader": loader(1000), "loss_of": lambda m, batch: m.net(batch[0]).square().mean()}
     exec(sweeping.replace("num_samples=1000", 'num_samples=1000, targets=["0", "3"]'), names)
