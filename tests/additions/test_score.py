@@ -31,9 +31,7 @@ model:
 
 
 @pytest.mark.slow
-def test_a_function_of_a_module_of_ones_own_is_a_score(
-    influence, tiny_qwen, data_cache, tmp_path, monkeypatch, capsys
-):
+def test_a_function_of_a_module_of_ones_own_is_a_score(influence, tiny_qwen, data_cache, tmp_path, monkeypatch, capsys):
     (tmp_path / "my_scores.py").write_text(MODULE)
     (tmp_path / "largest.yaml").write_text(ARM)
     monkeypatch.syspath_prepend(tmp_path)
