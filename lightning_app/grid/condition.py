@@ -1,14 +1,11 @@
 """One condition: a dataset, an arm and a seed, run by the same code as `influence fit` and `influence validate`."""
 
 import gc
-import logging
 import shutil
 import sys
 import traceback
-import warnings
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ import yaml
 from lightning_app.errors import UsageError, user_mistake
 from lightning_app.results.files import METRICS_FILE, write_json, write_text
 from lightning_app.results.records import read_condition, read_metrics, settings_digest
+from lightning_app.run.quiet import quiet
 
 CONDITION_FILE = "condition.json"
 
@@ -148,34 +146,3 @@ def command_line(condition: Condition) -> list[str]:
     words += [f"--dataset={condition.dataset}", f"--arm={condition.arm}"]
     words += [f"--seed_everything={condition.seed}", *condition.args]
     return [*words, f"--trainer.enable_progress_bar={str(sys.stderr.isatty()).lower()}"]
-
-
-EXPECTED_WARNINGS = (
-    ".*does not have many workers.*",  # rows are tokenised beforehand: a worker would have nothing to do
-    ".*smaller than the logging interval.*",
-    ".*module\\(s\\) in eval mode at the start of training.*",  # a frozen backbone
-    ".*this fit will run with no optimizer.*",  # `tune: none`
-    ".*Checkpoint directory .* exists and is not empty.*",  # a fit that goes on
-    ".*treespec, LeafSpec.*",
-    ".*is_gradient_checkpointing.*",
-)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Leaves out what Lightning tells of each run; warnings of ours and of torch stay."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "transformers")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        for message in EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", message=message)
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

@@ -3,7 +3,7 @@
 import gc
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -14,11 +14,12 @@ from jsonargparse.typing import PositiveInt
 from tqdm.auto import tqdm
 
 from lightning_app.errors import UsageError
-from lightning_app.grid.condition import CONDITION_FILE, Condition, command_line, quiet
+from lightning_app.grid.condition import CONDITION_FILE, Condition, command_line
 from lightning_app.grid.schedule import Plan, Workers, passes_of, run_all, tokens_of
 from lightning_app.grid.workers import InProcess, Processes, call_in_process, devices_of
 from lightning_app.results.files import METRICS_FILE, check_name, read_json
 from lightning_app.run.configs import config_file, config_files, configs_folder, find_configs
+from lightning_app.run.quiet import quiet
 
 QUICK_SIZE = 50
 
@@ -266,22 +267,26 @@ def _headline(condition: Condition) -> str:
     return f"accuracy {metrics['accuracy']:.1%}, macro-F1 {metrics['macro_f1']:.1%}"
 
 
-def main(argv: list[str]) -> int:
-    """Runs an experiment; 0 if every condition is complete, 1 if one failed."""
+def main(argv: list[str], report: Callable[[Path], str]) -> int:
+    """Runs an experiment, and prints what `report` makes of its folder.
+
+    Returns:
+        0 if every condition is complete, 1 if one failed.
+    """
     options = parse_options(argv)
     check_engine(options)
     folder = experiment_folder(options)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
-            return _run(options, folder)
+            return _run(options, folder, report)
     except Timeout:
         raise UsageError(
             f"Another experiment is running in {folder}. Wait for it, or give this one a --name."
         ) from None
 
 
-def _run(options: Namespace, folder: Path) -> int:
+def _run(options: Namespace, folder: Path, report: Callable[[Path], str]) -> int:
     conditions = build_conditions(options, folder)
     if options.storage:
         from lightning_app.grid.cluster import Storage
@@ -295,7 +300,5 @@ def _run(options: Namespace, folder: Path) -> int:
     for condition, reason in failures.items():
         print(f"failed: {condition}: {reason}", file=sys.stderr, flush=True)
     if any(condition.is_complete for condition in conditions):
-        from lightning_app.report import write_report  # the plotting library is loaded when there is something to plot
-
-        print(f"\n{write_report(folder)}")
+        print(f"\n{report(folder)}")
     return 1 if failures else 0
