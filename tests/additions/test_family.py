@@ -17,7 +17,7 @@ class FoldedConfig(Qwen2Config):
 
 
 class FoldedLayer(Qwen2DecoderLayer):
-    """A block with one more matrix, whose name tells nobody what it is."""
+    """A block with one more matrix, whose name does not say what it is."""
 
     def __init__(self, config: FoldedConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
