@@ -26,7 +26,7 @@ def public_names(path: Path) -> Iterator[str]:
             names = [node.name]
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names = [one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)]
+            names = [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
         else:
             names = []
         yield from (name for name in names if not name.startswith("_"))
