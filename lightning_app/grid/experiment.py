@@ -3,7 +3,7 @@
 import gc
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, cast
@@ -14,7 +14,7 @@ from jsonargparse.typing import PositiveInt
 from tqdm.auto import tqdm
 
 from lightning_app.errors import UsageError
-from lightning_app.grid.condition import CONDITION_FILE, Condition, command_line, quiet
+from lightning_app.grid.condition import CONDITION_FILE, Condition, command_line
 from lightning_app.grid.schedule import Plan, Workers, passes_of, run_all, tokens_of
 from lightning_app.grid.workers import InProcess, Processes, call_in_process, devices_of
 from lightning_app.results.files import METRICS_FILE, check_name, read_json
@@ -29,6 +29,7 @@ from lightning_app.run.configs import (
     find_configs,
     find_datasets,
 )
+from lightning_app.run.quiet import quiet
 
 QUICK_SIZE = 50
 
@@ -47,21 +48,42 @@ def build_parser() -> ArgumentParser:
     )
     add = parser.add_argument
     add("-c", "--config", action=ActionConfigFile, help="YAML file with any of these options.")
-    add("--name", type=str | None, default=None, help="Folder of the results in <outputs>; default experiment-<backbone>.")
+    add(
+        "--name",
+        type=str | None,
+        default=None,
+        help="Folder of the results in <outputs>; default experiment-<backbone>.",
+    )
     add("--outputs", type=str, default="outputs", help="Folder of all results.")
     add("--backbone", type=str, default="Qwen/Qwen2-0.5B", help="Hub id, local folder, or all-MiniLM-L6-v2.")
     add("--datasets", type=list[str], metavar="NAME ...", default=[], help="Names of files in configs/data, or paths.")
-    add("--arms", type=list[str], metavar="NAME ...", default=[], help="Names of files in configs/arms, or paths; NAME+OVERLAY lays a file in configs/tune over it.")
+    add(
+        "--arms",
+        type=list[str],
+        metavar="NAME ...",
+        default=[],
+        help="Names of files in configs/arms, or paths; NAME+OVERLAY lays a file in configs/tune over it.",
+    )
     add("--seeds", type=list[int], metavar="K ...", default=[0], help="Seeds of splits, head and batch order.")
-    add("--quick", action="store_true", help=f"{QUICK_SIZE} samples per split: a test of the pipeline, not of the arms.")
+    add(
+        "--quick", action="store_true", help=f"{QUICK_SIZE} samples per split: a test of the pipeline, not of the arms."
+    )
     add("--accelerator", type=str | None, default=None, help="Name of a file in configs/accelerator: cpu, gpu, tpu.")
     add(
-        "--devices", type=PositiveInt, default=1, help="Number of cores, GPUs or TPU chips; each runs one condition at a time."
+        "--devices",
+        type=PositiveInt,
+        default=1,
+        help="Number of cores, GPUs or TPU chips; each runs one condition at a time.",
     )
     add(
         "--engine", type=Literal["local", "ray"], default="local", help="Run here, or on a Ray cluster (extra cluster)."
     )
-    add("--address", type=str | None, default=None, help="Address of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT.")
+    add(
+        "--address",
+        type=str | None,
+        default=None,
+        help="Address of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT.",
+    )
     add("--num_cpus", type=PositiveInt, default=1, help="CPU cores of each condition on a Ray cluster.")
     add(
         "--storage",
@@ -292,22 +314,26 @@ def _headline(condition: Condition) -> str:
     return f"accuracy {metrics['accuracy']:.1%}, macro-F1 {metrics['macro_f1']:.1%}"
 
 
-def main(argv: list[str]) -> int:
-    """Runs an experiment; 0 if every condition is complete, 1 if one failed."""
+def main(argv: list[str], report: Callable[[Path], str]) -> int:
+    """Runs an experiment, and prints what `report` makes of its folder.
+
+    Returns:
+        0 if every condition is complete, 1 if one failed.
+    """
     options = parse_options(argv)
     check_engine(options)
     folder = experiment_folder(options)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
-            return _run(options, folder)
+            return _run(options, folder, report)
     except Timeout:
         raise UsageError(
             f"Another experiment is running in {folder}. Wait for it, or give this one a --name."
         ) from None
 
 
-def _run(options: Namespace, folder: Path) -> int:
+def _run(options: Namespace, folder: Path, report: Callable[[Path], str]) -> int:
     conditions = build_conditions(options, folder)
     if options.storage:
         from lightning_app.grid.cluster import Storage
@@ -321,7 +347,5 @@ def _run(options: Namespace, folder: Path) -> int:
     for condition, reason in failures.items():
         print(f"failed: {condition}: {reason}", file=sys.stderr, flush=True)
     if any(condition.is_complete for condition in conditions):
-        from lightning_app.report import write_report  # loads matplotlib only if there is something to plot
-
-        print(f"\n{write_report(folder)}")
+        print(f"\n{report(folder)}")
     return 1 if failures else 0

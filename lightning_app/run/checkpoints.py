@@ -132,7 +132,9 @@ class LastCheckpoint(ModelCheckpoint):
             try:
                 trainer.save_checkpoint(Path(cast(str, self.dirpath)) / "last.ckpt")
             except OSError as error:
-                rank_zero_warn(f"Cannot save the state at SIGTERM: {error}. The checkpoint of the last whole epoch stays.")
+                rank_zero_warn(
+                    f"Cannot save the state at SIGTERM: {error}. The checkpoint of the last whole epoch stays."
+                )
 
     def state_dict(self) -> dict[str, Any]:
         """Adds the state of the random numbers if a fit was stopped within an epoch."""

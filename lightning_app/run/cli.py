@@ -6,7 +6,6 @@ import shlex
 from pathlib import Path
 from typing import Any, cast, get_args
 
-import yaml
 from filelock import FileLock, Timeout
 from jsonargparse import Namespace
 from jsonargparse._util import import_object
@@ -231,7 +230,9 @@ class InfluenceCLI(LightningCLI):
         defaults = {key: argument.default for key, argument in _arguments(import_object(data.class_path)).items()}
         defaults |= (known or {}) | {"cache_dir": str(Path(config.outputs) / "cache")}
         linked = ("seed", "tokenizer", "train_on")
-        changed = {key: value for key, value in data.init_args.items() if key not in linked and value != defaults.get(key)}
+        changed = {
+            key: value for key, value in data.init_args.items() if key not in linked and value != defaults.get(key)
+        }
         own = ["--data", data.class_path, "--dataset", dataset]
         words = ["-c", "configs/base.yaml", *(own if known is None else ["-c", f"configs/data/{dataset}.yaml"])]
         words += ["-c", self._start_file(start)]

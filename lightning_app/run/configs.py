@@ -205,7 +205,9 @@ def check_version(path: Path, config: dict[str, Any]) -> None:
     Raises:
         UsageError: If a key has moved.
     """
-    lines = [f"{key}={json.dumps(value)}" for key, value in merge_settings({"configs": [config], "overrides": []}).items()]
+    lines = [
+        f"{key}={json.dumps(value)}" for key, value in merge_settings({"configs": [config], "overrides": []}).items()
+    ]
     moved = [f"{old} is now {new}" for key, (old, new) in MOVED.items() if any(re.match(key, line) for line in lines)]
     if moved:
         raise UsageError(f"{path} was written for an earlier version: {'; '.join(moved)}. Change that, or fit again.")

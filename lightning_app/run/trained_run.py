@@ -51,7 +51,9 @@ class TrainedRun(InfluenceCLI):
             config["model"]["init_args"]["start"] = None  # the head is in the checkpoint
             kept = {key: config[key] for key in config if key not in ("ckpt_path", "weights_only")}
         except (KeyError, TypeError) as error:
-            raise UsageError(f"{path} is not the configuration of a fit ({error!r}). Fit the condition again.") from error
+            raise UsageError(
+                f"{path} is not the configuration of a fit ({error!r}). Fit the condition again."
+            ) from error
         self.config = parser.parse_object(kept)
 
     def instantiate_classes(self) -> None:

