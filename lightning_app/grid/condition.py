@@ -161,9 +161,7 @@ def run_condition(condition: Condition, caches: "Caches | None" = None, verbose:
 
     last = condition.last_checkpoint
     if not last and condition.folder.exists():
-        (condition.folder / METRICS_FILE).unlink(
-            missing_ok=True
-        )  # first: a partly deleted folder must not look complete
+        (condition.folder / METRICS_FILE).unlink(missing_ok=True)  # a partly deleted folder must not look complete
         shutil.rmtree(condition.folder)
     write_json(condition.folder / CONDITION_FILE, condition.record())
     with nullcontext() if verbose else quiet():

@@ -41,8 +41,8 @@ def build_parser() -> ArgumentParser:
     """The options of `influence experiment`."""
     parser = ArgumentParser(
         prog="influence experiment",
-        description="Runs every condition of datasets x arms x seeds. Complete conditions are not run again; a condition "
-        "that fails does not stop the others; arms that others start from are added.",
+        description="Runs every condition of datasets x arms x seeds. Complete conditions are not run again; a "
+        "condition that fails does not stop the others; arms that others start from are added.",
         default_config_files=[str(configs_folder() / "experiment.yaml")],
         exit_on_error=False,
     )
@@ -52,7 +52,7 @@ def build_parser() -> ArgumentParser:
         "--name",
         type=str | None,
         default=None,
-        help="Folder of the results in <outputs>; default experiment-<backbone>.",
+        help="Folder of results in <outputs>; default experiment-<backbone>.",
     )
     add("--outputs", type=str, default="outputs", help="Folder of all results.")
     add("--backbone", type=str, default="Qwen/Qwen2-0.5B", help="Hub id, local folder, or all-MiniLM-L6-v2.")
@@ -65,9 +65,7 @@ def build_parser() -> ArgumentParser:
         help="Names of files in configs/arms, or paths; NAME+OVERLAY lays a file in configs/tune over it.",
     )
     add("--seeds", type=list[int], metavar="K ...", default=[0], help="Seeds of splits, head and batch order.")
-    add(
-        "--quick", action="store_true", help=f"{QUICK_SIZE} samples per split: a test of the pipeline, not of the arms."
-    )
+    add("--quick", action="store_true", help=f"{QUICK_SIZE} samples per split: tests the pipeline, not the arms.")
     add("--accelerator", type=str | None, default=None, help="Name of a file in configs/accelerator: cpu, gpu, tpu.")
     add(
         "--devices",
@@ -90,8 +88,8 @@ def build_parser() -> ArgumentParser:
         type=str | None,
         default=None,
         metavar="URL",
-        help="Folder for the results of a Ray cluster's nodes, s3://bucket/folder or another URL for fsspec, if not all "
-        "nodes see --outputs. Results are copied from there to --outputs.",
+        help="Folder for the results of a Ray cluster's nodes, s3://bucket/folder or another URL for fsspec, if not "
+        "all nodes see --outputs. Results are copied from there to --outputs.",
     )
     add(
         "--set",

@@ -36,7 +36,8 @@ def merge_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         *map(_parse_option, settings["overrides"]),
     ]:
         if key.endswith("+"):  # jsonargparse's notation for appending to a list
-            key, value = key[:-1], [*(merged.get(key[:-1]) or []), *(value if isinstance(value, list) else [value])]
+            key, added = key[:-1], value if isinstance(value, list) else [value]
+            value = _normal([*(merged.get(key) or []), *added])
         if not WITHOUT_EFFECT.fullmatch(key):
             merged[key] = value
     return merged

@@ -75,8 +75,8 @@ class LastCheckpoint(ModelCheckpoint):
     `influence fit ... --ckpt_path .../last.ckpt` resumes from it, with results equal to the bit to those of a fit that
     was never stopped. `influence experiment` does so by itself, and deletes the file when the condition is complete.
 
-    If writing takes seconds (all of Qwen2-0.5B is 6 GB, and one of its epochs on a GPU takes no longer), some epochs are
-    not saved, so that writing takes at most a tenth of the time.
+    If writing takes seconds (all of Qwen2-0.5B is 6 GB, and one of its epochs on a GPU takes no longer), some epochs
+    are not saved, so that writing takes at most a tenth of the time.
 
     SIGTERM saves after the current batch, with the state of the random numbers for dropout. On several devices, on a
     TPU, within accumulated gradients and during validation it saves nothing: the file of the last epoch stays.
@@ -123,7 +123,7 @@ class LastCheckpoint(ModelCheckpoint):
             raise SIGTERMException
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Saves if SIGTERM ends a fit within an epoch. An error after SIGTERM ends the process, not the condition alone."""
+        """Saves if SIGTERM ends a fit within an epoch. After SIGTERM, an error does not let other conditions run."""
         sigterm.can_wait = False
         if sigterm.asked and not isinstance(exception, SystemExit):
             raise SIGTERMException from exception
@@ -132,9 +132,7 @@ class LastCheckpoint(ModelCheckpoint):
             try:
                 trainer.save_checkpoint(Path(cast(str, self.dirpath)) / "last.ckpt")
             except OSError as error:
-                rank_zero_warn(
-                    f"Cannot save the state at SIGTERM: {error}. The checkpoint of the last whole epoch stays."
-                )
+                rank_zero_warn(f"Cannot save the state at SIGTERM: {error}. The last whole epoch's stays.")
 
     def state_dict(self) -> dict[str, Any]:
         """Adds the state of the random numbers if a fit was stopped within an epoch."""

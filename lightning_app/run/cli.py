@@ -22,7 +22,14 @@ from lightning_app.errors import UsageError, chain_of_causes
 from lightning_app.results.files import check_name
 from lightning_app.results.identity import Arm, Identity
 from lightning_app.run.checkpoints import AtomicCheckpointIO
-from lightning_app.run.configs import arm_beside, backbone_options, configs_folder, find_configs, read_config
+from lightning_app.run.configs import (
+    add_arm_arguments,
+    arm_beside,
+    backbone_options,
+    configs_folder,
+    find_configs,
+    read_config,
+)
 from lightning_app.run.recorder import Recorder
 from modules import Caches, Classifier, StartError
 from modules.backbone import model_type, resolve_backbone
@@ -118,7 +125,7 @@ class InfluenceCLI(LightningCLI):
         parser.add_argument("--outputs", type=str, default="outputs", help="Folder of all results.")
         parser.add_argument("--experiment", type=str, default="single", help="Name of the experiment, a folder.")
         parser.add_argument("--dataset", type=str, default=None, help="Name of the dataset, a folder.")
-        parser.add_class_arguments(Arm, "arm")
+        add_arm_arguments(parser)
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         stopping = {"monitor": "val/accuracy", "mode": "max", "patience": 3}
         parser.set_defaults({f"early_stopping.{key}": value for key, value in stopping.items()})

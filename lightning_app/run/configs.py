@@ -133,13 +133,20 @@ def choose_arm(typed: str) -> Choice:
             raise UsageError(f"{file} has no block `arm:` with a name and a role.")
     named = {"name": files[0].stem} | ({"overlay": files[1].stem} if overlay else {})
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Arm)
+    add_arm_arguments(parser)
     try:
         block = {key: item for block in blocks for key, item in block.items()}
-        arm = Arm(**parser.parse_object(named | block).as_dict())
+        arm = Arm(**parser.parse_object({"arm": named | block}).arm.as_dict())
     except ArgumentError as error:
         raise UsageError(f"{files[0]} does not describe an arm: {' '.join(str(error).split())}") from error
     return Choice(typed, check_name(f"arm in {files[0]}", arm.label), tuple(files), arm)
+
+
+def add_arm_arguments(parser: ArgumentParser) -> None:
+    """Add the options of the block `arm:`."""
+    parser.add_class_arguments(Arm, "arm", skip={"color"})
+    # jsonargparse reads a text for `str | None` as YAML, in which #D55E00 is a comment
+    parser.add_argument("--arm.color", type=str, default=None, help="Color in figures, as matplotlib reads it.")
 
 
 def _by_name(choices: Iterable[Choice]) -> dict[str, Choice]:
@@ -208,7 +215,7 @@ def check_version(path: Path, config: dict[str, Any]) -> None:
     lines = [
         f"{key}={json.dumps(value)}" for key, value in merge_settings({"configs": [config], "overrides": []}).items()
     ]
-    moved = [f"{old} is now {new}" for key, (old, new) in MOVED.items() if any(re.match(key, line) for line in lines)]
+    moved = [f"{old} moved to {new}" for key, (old, new) in MOVED.items() if any(re.match(key, line) for line in lines)]
     if moved:
         raise UsageError(f"{path} was written for an earlier version: {'; '.join(moved)}. Change that, or fit again.")
 
