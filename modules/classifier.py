@@ -13,17 +13,12 @@ from torch.nn.functional import cross_entropy
 from transformers import PretrainedConfig, get_linear_schedule_with_warmup
 
 from modules.backbone import backbone_fingerprint, compile_layers, default_pooling, load_backbone, pool, visible
-from modules.checkpoints import CheckpointError, check_fit
-from modules.features import Batch, FeatureCache, Features, extract
+from modules.caches import Caches
+from modules.checkpoints import check_fit
+from modules.errors import CheckpointError, OptionError
+from modules.features import Batch, Features, extract
 from modules.measures import Measures
 from modules.start import Start
-
-SHARED_FEATURES = FeatureCache()
-"""Of this process: the arms of an experiment follow each other in it."""
-
-
-class OptionError(ValueError):
-    """An option of an arm is out of its range."""
 
 
 class Classifier(LightningModule):
@@ -44,13 +39,16 @@ class Classifier(LightningModule):
         start: File of the baseline start (`start.safetensors`). None begins with a random head.
         seed: Seed of the condition; recorded in the start, and seeds random masks.
 
+    Attributes:
+        caches: Features and gradients that conditions of one process share; hand the same object to several.
+
     Raises:
         OptionError: If an option is out of its range.
         BackboneError: If the backbone cannot be loaded.
         StartError: If the start is missing or was made with another backbone or number of classes.
     """
 
-    trains = "all"
+    trains: str = "all"
     """What the arm trains: `none`, `head`, `adapter` or `all`. An option `tune` of an arm overrides it."""
 
     def __init__(
@@ -65,6 +63,7 @@ class Classifier(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.caches = Caches()
         learning_rate = 1e-3 if learning_rate is None else learning_rate
         if not (0 < learning_rate < inf and 0 <= weight_decay < inf and 0 <= warmup_ratio < 1):  # NaN is in no range
             raise OptionError(
@@ -164,7 +163,7 @@ class Classifier(LightningModule):
             return None
         arithmetic = f"{trainer.precision}/{self.device}/{self.compiled}"
         key, split = f"{self.backbone_state()}/{arithmetic}", split_of(datamodule)
-        return SHARED_FEATURES.get(key, datamodule.split_key(split), lambda: self._extract(split))
+        return self.caches.features.get(key, datamodule.split_key(split), lambda: self._extract(split))
 
     def _extract(self, split: str) -> Features:
         trainer: Any = self.trainer

@@ -4,7 +4,8 @@ from typing import Any
 
 from peft import LoraConfig, get_peft_model
 
-from modules.classifier import Classifier, OptionError
+from modules.classifier import Classifier
+from modules.errors import OptionError
 
 
 class LoRA(Classifier):

@@ -15,7 +15,7 @@ from torch import Tensor
 from datamodules import join_texts
 from lightning_app.deploy.tables import check_ending, read_table, write_table
 from lightning_app.errors import UsageError
-from lightning_app.grid.condition import quiet
+from lightning_app.run.quiet import quiet
 from lightning_app.run.trained_run import TrainedRun
 
 Accelerator = Literal["auto", "cpu", "gpu", "mps", "tpu"]

@@ -122,7 +122,9 @@ def _connect(address: str | None) -> Any:
     try:
         import ray
     except ImportError as error:
-        raise UsageError("--engine ray needs Ray, which is not installed: pip install '.[cluster]'") from error
+        raise UsageError(
+            "--engine ray needs Ray, which is not installed. Install it: pip install -e ./callbacks -e '.[cluster]'"
+        ) from error
     try:
         _knock(address)
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)

@@ -1,23 +1,24 @@
 """One condition: a dataset, an arm and a seed, run by the same code as `influence fit` and `influence validate`."""
 
 import gc
-import logging
 import shutil
 import sys
 import traceback
-import warnings
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning_app.errors import UsageError, user_mistake
 from lightning_app.results.files import METRICS_FILE, read_json, write_json, write_text
 from lightning_app.results.records import read_condition, read_metrics
 from lightning_app.results.settings import settings_digest
 from lightning_app.run.configs import read_config
+from lightning_app.run.quiet import quiet
+
+if TYPE_CHECKING:
+    from modules import Caches
 
 CONDITION_FILE = "condition.json"
 
@@ -128,10 +129,10 @@ class Condition:
         return {"digest": self.digest(), "settings": self.settings(), "typed": typed}
 
 
-def try_condition(condition: Condition, verbose: bool = False) -> str | None:
+def try_condition(condition: Condition, caches: "Caches | None" = None, verbose: bool = False) -> str | None:
     """Runs a condition and returns why it failed. The traceback of a bug is written to the experiment's folder."""
     try:
-        run_condition(condition, verbose)
+        run_condition(condition, caches, verbose)
     except Exception as error:  # one failed condition must not stop the others; it is reported, kept and counted
         mistake = user_mistake(error)
         if mistake:
@@ -151,7 +152,7 @@ def _keep_traceback(condition: Condition) -> str:
     return f"traceback: {condition.error_file}"
 
 
-def run_condition(condition: Condition, verbose: bool = False) -> None:
+def run_condition(condition: Condition, caches: "Caches | None" = None, verbose: bool = False) -> None:
     """Fits and validates one condition by the same code as `influence fit` and `influence validate`.
 
     A fit that was stopped resumes from its last checkpoint. Unless `verbose`, Lightning's messages are not printed.
@@ -165,7 +166,7 @@ def run_condition(condition: Condition, verbose: bool = False) -> None:
     write_json(condition.folder / CONDITION_FILE, condition.record())
     with nullcontext() if verbose else quiet():
         resume = [f"--ckpt_path={last}"] if last else []
-        cli = InfluenceCLI(["fit", *command_line(condition), *resume])
+        cli = InfluenceCLI(["fit", *command_line(condition), *resume], caches=caches)
         checkpoints = Path(cli.trainer.default_root_dir) / "checkpoints"
         best = checkpoints / "best.ckpt"
         cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=best, weights_only=True, verbose=False)
@@ -179,34 +180,3 @@ def command_line(condition: Condition) -> list[str]:
     words += [f"--outputs={experiment.parent}", f"--experiment={experiment.name}"]
     words += [*condition.args, *condition.names, f"--seed_everything={condition.seed}"]
     return [*words, f"--trainer.enable_progress_bar={str(sys.stderr.isatty()).lower()}"]
-
-
-EXPECTED_WARNINGS = (
-    ".*does not have many workers.*",  # rows are tokenized before training
-    ".*smaller than the logging interval.*",
-    ".*module\\(s\\) in eval mode at the start of training.*",  # a frozen backbone
-    ".*this fit will run with no optimizer.*",  # `tune: none`
-    ".*Checkpoint directory .* exists and is not empty.*",  # a resumed fit
-    ".*treespec, LeafSpec.*",
-    ".*is_gradient_checkpointing.*",
-)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hides Lightning's messages about each run; warnings of this project and of torch are shown."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "transformers")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        for message in EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", message=message)
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

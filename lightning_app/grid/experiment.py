@@ -3,7 +3,7 @@
 import gc
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, cast
@@ -14,7 +14,7 @@ from jsonargparse.typing import PositiveInt
 from tqdm.auto import tqdm
 
 from lightning_app.errors import UsageError
-from lightning_app.grid.condition import CONDITION_FILE, Condition, command_line, quiet
+from lightning_app.grid.condition import CONDITION_FILE, Condition, command_line
 from lightning_app.grid.schedule import Plan, Workers, passes_of, run_all, tokens_of
 from lightning_app.grid.workers import InProcess, Processes, call_in_process, devices_of
 from lightning_app.results.files import METRICS_FILE, check_name, read_json
@@ -29,6 +29,7 @@ from lightning_app.run.configs import (
     find_configs,
     find_datasets,
 )
+from lightning_app.run.quiet import quiet
 
 QUICK_SIZE = 50
 
@@ -95,8 +96,8 @@ def build_parser() -> ArgumentParser:
         type=list[str],
         default=[],
         metavar="[ARM:]KEY=VALUE ...",
-        help="Value of a key for every condition, or for one arm: influence:model.fraction=0.01. Values of a config "
-        "file are kept; the last value of a key is used.",
+        help="Value of a key for every condition, or for one arm: influence:model.masking.fraction=0.01. Values of a "
+        "config file are kept; the last value of a key is used.",
     )
     add("--overwrite", action="store_true", help="Run complete conditions again, also under other settings.")
     return parser
@@ -311,22 +312,26 @@ def _headline(condition: Condition) -> str:
     return f"accuracy {metrics['accuracy']:.1%}, macro-F1 {metrics['macro_f1']:.1%}"
 
 
-def main(argv: list[str]) -> int:
-    """Runs an experiment; 0 if every condition is complete, 1 if one failed."""
+def main(argv: list[str], report: Callable[[Path], str]) -> int:
+    """Runs an experiment, and prints what `report` makes of its folder.
+
+    Returns:
+        0 if every condition is complete, 1 if one failed.
+    """
     options = parse_options(argv)
     check_engine(options)
     folder = experiment_folder(options)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
-            return _run(options, folder)
+            return _run(options, folder, report)
     except Timeout:
         raise UsageError(
             f"Another experiment is running in {folder}. Wait for it, or give this one a --name."
         ) from None
 
 
-def _run(options: Namespace, folder: Path) -> int:
+def _run(options: Namespace, folder: Path, report: Callable[[Path], str]) -> int:
     conditions = build_conditions(options, folder)
     if options.storage:
         from lightning_app.grid.cluster import Storage
@@ -340,7 +345,5 @@ def _run(options: Namespace, folder: Path) -> int:
     for condition, reason in failures.items():
         print(f"failed: {condition}: {reason}", file=sys.stderr, flush=True)
     if any(condition.is_complete for condition in conditions):
-        from lightning_app.report import write_report  # loads matplotlib only if there is something to plot
-
-        print(f"\n{write_report(folder)}")
+        print(f"\n{report(folder)}")
     return 1 if failures else 0

@@ -31,7 +31,7 @@ from lightning_app.run.configs import (
     read_config,
 )
 from lightning_app.run.recorder import Recorder
-from modules import Classifier, StartError
+from modules import Caches, Classifier, StartError
 from modules.backbone import model_type, resolve_backbone
 from modules.checkpoints import CheckedCheckpointIO
 
@@ -64,6 +64,7 @@ class InfluenceCLI(LightningCLI):
     Args:
         args: The words of the command line after `influence`.
         run: Whether they begin with a command, which is run.
+        caches: Shared by the runs of one process; None makes new ones.
 
     Attributes:
         identity: Dataset, arm and seed of the run.
@@ -71,7 +72,8 @@ class InfluenceCLI(LightningCLI):
 
     identity: Identity
 
-    def __init__(self, args: ArgsType, run: bool = True) -> None:
+    def __init__(self, args: ArgsType, run: bool = True, caches: Caches | None = None) -> None:
+        self._caches = caches or Caches()
         parser_kwargs = {"exit_on_error": False}  # a mistake in one condition must not end an experiment
         commands = dict.fromkeys(self.subcommands(), parser_kwargs) if run else {}
         try:
@@ -187,6 +189,7 @@ class InfluenceCLI(LightningCLI):
         for callback in cast(Any, self.trainer).callbacks:
             if isinstance(callback, Recorder):
                 callback.identity = self.identity
+        self.model.caches = self._caches
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the Trainer.

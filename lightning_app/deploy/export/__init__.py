@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from lightning_app.deploy.export.card import write_card
 from lightning_app.deploy.export.mean_pooled import MeanPooledForSequenceClassification
 from lightning_app.deploy.export.model import save_adapter, to_transformers
-from lightning_app.grid.condition import quiet
 from lightning_app.results.files import MASK_FILE, new_folder
+from lightning_app.run.quiet import quiet
 from lightning_app.run.trained_run import TrainedRun
 from modules import LoRA
 

@@ -213,7 +213,7 @@ def test_two_experiments_do_not_share_a_folder(tmp_path):
         FileLock(tmp_path / "mine" / ".lock"),
         pytest.raises(UsageError, match=r"Another experiment is running in .*mine.*--name"),
     ):
-        main(words)
+        main(words, report=str)
 
 
 def test_a_traceback_that_cannot_be_kept_is_printed_and_costs_nothing(tmp_path, monkeypatch, capsys):
