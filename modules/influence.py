@@ -23,8 +23,6 @@ class Influence(Classifier):
         tail: Which end of the scores is masked. Zeroing theta changes the loss to first order by -|theta| * score,
             so the source document's rule, `lowest`, takes the weights whose removal raises the loss.
         scope: Whether scores are ranked over all candidates, within each layer, or within each tensor.
-        targets: Which weights are candidates: a list of name endings (`q_proj`), or a regular expression that matches
-            whole parameter names. None: the attention and MLP projections.
         micro_batch_size: Most rows in one pass of the gradient; None takes the datamodule's groups. A smaller one saves
             memory.
         tune: What trains under the mask: `none` takes no optimisation step, `head`, or `all`.
@@ -32,6 +30,7 @@ class Influence(Classifier):
 
     Raises:
         MaskingError: If the masking options are out of range, or `targets` match nothing.
+        BackboneError: As `Classifier`, and if the weights to mask are not known and not named.
     """
 
     def __init__(
@@ -41,7 +40,6 @@ class Influence(Classifier):
         score: str = "sign_gradient",
         tail: Literal["lowest", "highest"] = "lowest",
         scope: Literal["global", "layer", "tensor"] = "global",
-        targets: list[str] | str | None = None,
         micro_batch_size: int | None = None,
         tune: Literal["none", "head", "all"] = "none",
         **kwargs: Any,
@@ -53,7 +51,6 @@ class Influence(Classifier):
             score=score,
             tail=tail,
             scope=scope,
-            targets=targets,
             num_samples=None,  # all that the datamodule gives: its calibration_size
             micro_batch_size=micro_batch_size,
             seed=kwargs.get("seed", 0),
@@ -63,6 +60,7 @@ class Influence(Classifier):
 
     def adapt(self) -> None:
         """Leaves trainable what `tune` says, once it is certain that there are weights to mask."""
+        self.masking.targets = self.candidate_targets()
         find_candidates(self, self.masking.targets)
         if self.tune != "all":
             self.backbone.requires_grad_(False)
@@ -72,8 +70,8 @@ class Influence(Classifier):
 
     def identity(self) -> dict[str, Any]:
         """Adds what the mask was made by."""
-        made_by = {name: getattr(self.masking, name) for name in ("fraction", "score", "tail", "scope", "targets")}
-        return super().identity() | made_by | {"tune": self.tune}
+        made_by = {name: getattr(self.masking, name) for name in ("fraction", "score", "tail", "scope")}
+        return super().identity() | made_by | {"targets": self.targets, "tune": self.tune}
 
     def configure_callbacks(self) -> list[Callback]:
         """Adds the masking, after the check of the start that its gradient is taken at."""

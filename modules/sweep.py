@@ -29,7 +29,6 @@ class Sweep(Classifier):
         fractions: Shares of the candidates, between 0 and 1; those that select no weight are left out.
         tails: Ends of the scores.
         scores: Names of scores.
-        targets: As for `Influence`.
         micro_batch_size: As for `Influence`.
         **kwargs: As `Classifier`.
 
@@ -39,6 +38,7 @@ class Sweep(Classifier):
     Raises:
         OptionError: If a list is empty or a fraction is out of range.
         MaskingError: If a score is unknown or `targets` match nothing.
+        BackboneError: As `Influence`.
     """
 
     def __init__(
@@ -47,7 +47,6 @@ class Sweep(Classifier):
         fractions: Sequence[float] = FRACTIONS,
         tails: Sequence[Literal["lowest", "highest"]] = ("lowest", "highest"),
         scores: Sequence[str] = ("sign_gradient",),
-        targets: list[str] | str | None = None,
         micro_batch_size: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -60,13 +59,14 @@ class Sweep(Classifier):
         for score in set(scores) - {MATCHED}:
             resolve_score(score)  # before the backbone is loaded, so that an unknown one is found at once
         self.masking = SharedGradientMasking(
-            targets=targets, num_samples=None, micro_batch_size=micro_batch_size, seed=kwargs.get("seed", 0)
+            num_samples=None, micro_batch_size=micro_batch_size, seed=kwargs.get("seed", 0)
         )
         self.sweep: dict[str, Any] | None = None
         super().__init__(**kwargs)
 
     def adapt(self) -> None:
         """Freezes everything, once it is certain that there are weights to mask."""
+        self.masking.targets = self.candidate_targets()
         find_candidates(self, self.masking.targets)
         self.requires_grad_(False)
         self.train()
