@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from importlib import import_module
+from pathlib import Path
 
 from lightning_app import __version__
 from lightning_app.errors import printable, user_mistake
@@ -45,6 +46,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _run(command: str, argv: list[str]) -> int:
+    """Run a command of its module; an experiment ends with its report, which the grid itself does not know."""
+    module = import_module(COMMANDS[command])
+    if command == "experiment":
+        return module.main(argv[1:], _report)
+    return module.main(argv if command in LIGHTNING_COMMANDS else argv[1:])
+
+
+def _report(folder: Path) -> str:
+    from lightning_app.report import write_report  # loads the plotting library, once there is something to plot
+
+    return write_report(folder)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs a command.
 
@@ -58,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     sigterm.can_wait = sigterm.asked = False
     before = signal.signal(signal.SIGTERM, sigterm)
     try:
-        return import_module(COMMANDS[command]).main(argv if command in LIGHTNING_COMMANDS else argv[1:])
+        return _run(command, argv)
     except BrokenPipeError:  # whoever read our output has ended, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # SIGPIPE, which Windows does not have

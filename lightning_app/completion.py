@@ -66,7 +66,8 @@ def main(argv: list[str]) -> int:
     shell = build_parser().parse_args(argv).shell
     if find_spec("shtab") is None:
         raise UsageError(
-            "Scripts are written by the package shtab, which is not installed: pip install '.[completion]'"
+            "Completion scripts need the package shtab, which is not installed. Install it: "
+            "pip install -e ./callbacks -e '.[completion]'"
         )
     print(all_commands().get_completion_script(f"shtab-{shell}"))
     return 0

@@ -13,18 +13,13 @@ from torch.nn.functional import cross_entropy
 from transformers import PretrainedConfig, get_linear_schedule_with_warmup
 
 from modules.backbone import Pooling, backbone_fingerprint, compile_layers, load_backbone, pool, visible
-from modules.checkpoints import CheckpointError, check_fit
+from modules.caches import Caches
+from modules.checkpoints import check_fit
+from modules.errors import CheckpointError, OptionError
 from modules.families import as_targets, candidate_names, family_of, state_width
-from modules.features import Batch, FeatureCache, Features, extract
+from modules.features import Batch, Features, extract
 from modules.measures import Measures
 from modules.start import Start
-
-SHARED_FEATURES = FeatureCache()
-"""Of this process: the arms of an experiment follow each other in it."""
-
-
-class OptionError(ValueError):
-    """An option of an arm is out of its range."""
 
 
 class Classifier(LightningModule):
@@ -38,7 +33,7 @@ class Classifier(LightningModule):
     Args:
         backbone: Hub id, local folder, or `all-MiniLM-L6-v2` (see `resolve_backbone`).
         num_labels: Number of classes; the command line takes it from the dataset.
-        learning_rate: Peak learning rate of AdamW.
+        learning_rate: Peak learning rate of AdamW; None: its own default, 1e-3.
         weight_decay: AdamW's decay of matrices; biases and norms are not decayed.
         warmup_ratio: Share of the steps over which the learning rate rises linearly; then it falls linearly to 0.
         pooling: How token states become the vector of a text: `last` or `mean`. None: as the backbone's family does.
@@ -48,20 +43,23 @@ class Classifier(LightningModule):
         start: File of the baseline start (`start.safetensors`). None begins with a random head.
         seed: Seed of the condition; recorded in the start, and seeds random masks.
 
+    Attributes:
+        caches: Features and gradients that conditions of one process share; hand the same object to several.
+
     Raises:
         OptionError: If an option is out of its range.
         BackboneError: If the backbone cannot be loaded, or cannot classify texts.
         StartError: If the start is missing or was made with another backbone or number of classes.
     """
 
-    needs_start = True
-    """Whether the arm begins from the baseline start."""
+    trains: str = "all"
+    """What the arm trains: `none`, `head`, `adapter` or `all`. An option `tune` of an arm overrides it."""
 
     def __init__(
         self,
         backbone: str = "Qwen/Qwen2-0.5B",
         num_labels: int = 2,
-        learning_rate: float = 1e-3,
+        learning_rate: float | None = None,
         weight_decay: float = 0.01,
         warmup_ratio: float = 0.1,
         pooling: Pooling | None = None,
@@ -71,6 +69,8 @@ class Classifier(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.caches = Caches()
+        learning_rate = 1e-3 if learning_rate is None else learning_rate
         if not (0 < learning_rate < inf and 0 <= weight_decay < inf and 0 <= warmup_ratio < 1):  # NaN is in no range
             raise OptionError(
                 "learning_rate must be positive, weight_decay at least 0 and warmup_ratio in [0, 1), "
@@ -179,8 +179,8 @@ class Classifier(LightningModule):
         if datamodule is None or trains or is_part or trainer.world_size > 1:
             return None
         arithmetic = f"{trainer.precision}/{self.device}/{self.compiled}"
-        key, split = f"{self.backbone_state()}/{arithmetic}", split_of(datamodule)
-        return SHARED_FEATURES.get(key, datamodule.split_key(split), lambda: self._extract(split))
+        key, split = f"{self.backbone_state()}/{self.pooling}/{arithmetic}", split_of(datamodule)
+        return self.caches.features.get(key, datamodule.split_key(split), lambda: self._extract(split))
 
     def _extract(self, split: str) -> Features:
         trainer: Any = self.trainer

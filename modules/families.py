@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from modules.backbone import BackboneError, Pooling, visible
+from modules.backbone import Pooling, visible
+from modules.errors import BackboneError
 
 TOLERANCE = 1e-4
 """By which token states may differ, relative to the largest, and still count as equal."""

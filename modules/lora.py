@@ -7,8 +7,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from influence_masking import find_candidates
-from modules.backbone import BackboneError
-from modules.classifier import Classifier, OptionError
+from modules.classifier import Classifier
+from modules.errors import BackboneError, OptionError
 
 
 class LoRA(Classifier):
@@ -26,6 +26,8 @@ class LoRA(Classifier):
             one of them.
         MaskingError: If `targets` match nothing.
     """
+
+    trains = "adapter"
 
     def __init__(self, *, rank: int = 8, alpha: int = 16, dropout: float = 0.0, **kwargs: Any) -> None:
         if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:

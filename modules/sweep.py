@@ -1,7 +1,7 @@
 """Dose and response: the loss and the accuracy under masks of many sizes, all from one gradient."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -10,11 +10,11 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from influence_masking import SweepPoint, find_candidates, sweep
-from influence_masking.selection.scores import resolve_score
-from influence_masking.snapshot import MATCHED
-from modules.classifier import Classifier, OptionError
-from modules.shared_gradient import SharedGradientMasking
+from influence_masking import MaskingOptions, SweepPoint, find_candidates, sweep
+from influence_masking.selection.scores import MATCHED, resolve_score
+from modules.classifier import Classifier
+from modules.errors import OptionError
+from modules.masking import DEFAULT_OPTIONS, masking_of
 
 FRACTIONS = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2)
 
@@ -29,7 +29,7 @@ class Sweep(Classifier):
         fractions: Shares of the candidates, between 0 and 1; those that select no weight are left out.
         tails: Ends of the scores.
         scores: Names of scores.
-        micro_batch_size: As for `Influence`.
+        masking: As for `Influence`; `scores`, `tails` and `fractions` take the place of its own.
         **kwargs: As `Classifier`.
 
     Attributes:
@@ -41,13 +41,15 @@ class Sweep(Classifier):
         BackboneError: As `Influence`.
     """
 
+    trains = "none"
+
     def __init__(
         self,
         *,
         fractions: Sequence[float] = FRACTIONS,
         tails: Sequence[Literal["lowest", "highest"]] = ("lowest", "highest"),
         scores: Sequence[str] = ("sign_gradient",),
-        micro_batch_size: int | None = None,
+        masking: MaskingOptions = DEFAULT_OPTIONS,
         **kwargs: Any,
     ) -> None:
         if not (fractions and tails and scores) or not all(0 < fraction < 1 for fraction in fractions):
@@ -58,16 +60,14 @@ class Sweep(Classifier):
         self.fractions, self.tails, self.scores = fractions, tails, scores
         for score in set(scores) - {MATCHED}:
             resolve_score(score)  # before the backbone is loaded, so that an unknown one is found at once
-        self.masking = SharedGradientMasking(
-            num_samples=None, micro_batch_size=micro_batch_size, seed=kwargs.get("seed", 0)
-        )
+        self.masking = masking_of(masking, kwargs.get("seed", 0))
         self.sweep: dict[str, Any] | None = None
         super().__init__(**kwargs)
 
     def adapt(self) -> None:
         """Freezes everything, once it is certain that there are weights to mask."""
-        self.masking.targets = self.candidate_targets()
-        find_candidates(self, self.masking.targets)
+        self.masking.options = replace(self.masking.options, targets=self.candidate_targets())
+        find_candidates(self, self.masking.options.targets)
         self.requires_grad_(False)
         self.train()
 

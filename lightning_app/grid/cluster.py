@@ -122,7 +122,9 @@ def _connect(address: str | None) -> Any:
     try:
         import ray
     except ImportError as error:
-        raise UsageError("--engine ray needs Ray, which is not installed: pip install '.[cluster]'") from error
+        raise UsageError(
+            "--engine ray needs Ray, which is not installed. Install it: pip install -e ./callbacks -e '.[cluster]'"
+        ) from error
     try:
         _knock(address)
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
@@ -188,8 +190,8 @@ def run_shipped(shipment: Shipment) -> str | None:
         storage = Storage(shipment.storage) if shipment.storage else None
         name = condition.experiment.name
         if storage:
-            start = f"{condition.dataset}/baseline/seed{condition.seed}/start.safetensors"
-            storage.fetch(f"{name}/{start}", condition.experiment / start)
+            if condition.start:
+                storage.fetch(f"{name}/{condition.start}", condition.experiment / condition.start)
         elif not condition.experiment.is_dir():
             return (
                 f"{socket.gethostname()} does not see {condition.experiment}. Put --outputs on a file system that all "

@@ -1,7 +1,5 @@
 """What the JSON files of a run say: every field is checked as it is read, and told by name where it cannot be."""
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,6 +7,7 @@ from typing import Any, NamedTuple
 
 from lightning_app.errors import UsageError
 from lightning_app.results.files import FIT_FILE, read_json
+from lightning_app.results.settings import settings_digest
 
 
 class Kind(NamedTuple):
@@ -101,6 +100,7 @@ METRICS = {
     "backbone_fingerprint": DIGEST,
 }
 CONDITION = {"digest": DIGEST, "settings": Kind("an object", lambda value: isinstance(value, dict))}
+TYPED = {"typed": Kind("texts", table_of(is_unicode))}
 SETTINGS = {
     "configs": Kind("objects", lambda value: isinstance(value, list) and all(isinstance(one, dict) for one in value)),
     "overrides": Kind("texts", lambda value: isinstance(value, list) and all(map(is_unicode, value))),
@@ -160,21 +160,16 @@ def read_fit(file: Path) -> dict[str, Any]:
 
 
 def read_condition(file: Path) -> dict[str, Any]:
-    """The settings that a condition was made under, and their digest.
+    """The settings that a condition was made under, their digest and the `dataset` and `arm` that the user typed.
 
     Raises:
         UsageError: If a field is of another kind, or the digest is not that of the settings.
     """
-    found = _checked(file, read_json(file), CONDITION)
+    found = _checked(file, read_json(file), CONDITION, TYPED)
     settings = _checked(file, found["settings"], SETTINGS)
     if found["digest"] != settings_digest(settings):
         raise UsageError(f"{file} holds settings that do not give its digest. Delete its folder and run it again.")
     return found | {"settings": settings}
-
-
-def settings_digest(settings: Mapping[str, Any]) -> str:
-    """SHA-256 of the settings of a condition."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def read_sweep(file: Path) -> tuple[dict[str, float], list[dict[str, Any]]]:

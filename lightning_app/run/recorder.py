@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from influence_masking import InfluenceMasking
+from lightning_app.errors import UsageError
 from lightning_app.results.files import (
     FIT_FILE,
     MASK_FILE,
@@ -22,6 +23,7 @@ from lightning_app.results.files import (
     write_json,
     write_parquet,
 )
+from lightning_app.results.identity import Identity
 from lightning_app.results.records import read_fit
 from modules import Sweep
 
@@ -32,7 +34,12 @@ class Recorder(Callback):
     """Records a condition into its run folder; always on.
 
     `metrics.json` is written last and atomically: a folder that has it holds a complete condition.
+
+    Attributes:
+        identity: Dataset, arm and seed of the run; `InfluenceCLI` sets it.
     """
+
+    identity: Identity | None = None
 
     def __init__(self) -> None:
         self._batches: list[dict[str, torch.Tensor]] = []
@@ -67,7 +74,7 @@ class Recorder(Callback):
             if isinstance(callback, InfluenceMasking) and callback.mask is not None:
                 record["seconds"] |= callback.seconds | _gradient_seconds(callback)
                 record |= _masking_record(callback) | {"mask_digest": callback.mask.digest}
-                callback.mask.save(folder / MASK_FILE, dataset=cast(Any, trainer).datamodule.name)
+                callback.mask.save(folder / MASK_FILE, dataset=self._identity.dataset)
         if isinstance(pl_module, Sweep) and pl_module.sweep:
             write_json(folder / SWEEP_FILE, pl_module.sweep)
         write_json(folder / FIT_FILE, record)
@@ -93,6 +100,12 @@ class Recorder(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The same as a validation."""
         self._write(trainer, pl_module, "test")
+
+    @property
+    def _identity(self) -> Identity:
+        if self.identity is None:
+            raise UsageError("The Recorder has no identity. Set its dataset, arm and seed before the Trainer runs.")
+        return self.identity
 
     def _predictions(self) -> pa.Table:
         """Columns `row`, `label` and `logits` (a list a row) of all processes, in the order of the source's rows."""
@@ -122,10 +135,16 @@ class Recorder(Callback):
         seconds = fit.pop("seconds", {}) | {"evaluate": perf_counter() - self._started[stage]}
         metrics = {name.removeprefix("eval/"): float(value) for name, value in trainer.callback_metrics.items()}
         device = trainer.strategy.root_device
+        identity, arm = self._identity, self._identity.arm
         condition = {
-            "dataset": datamodule.name,
-            "arm": folder.parent.name,
-            "seed": pl_module.seed,
+            "dataset": identity.dataset,
+            "arm": arm.label,
+            "seed": identity.seed,
+            "role": arm.role,
+            "starts_from": arm.starts_from,
+            "control": arm.control,
+            "color": arm.color,
+            "trains": pl_module.trains,
             "backbone": pl_module.backbone_name,
         }
         write_parquet(folder / PREDICTIONS_FILE, predictions)

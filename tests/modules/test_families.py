@@ -66,7 +66,7 @@ def check_candidates(model: PreTrainedModel) -> None:
         assert "--model.targets" in str(error)
         assert any(f"'{name}'" in str(error) for name in in_blocks)
         return
-    candidates = find_candidates(influence, influence.masking.targets)
+    candidates = find_candidates(influence, influence.masking.options.targets)
     assert set(candidates) == expected
     if model.config.model_type != "mra":  # its attention needs a kernel that it compiles, and is zero without
         influence.eval()(IDS, MASK).square().sum().backward()
