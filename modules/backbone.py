@@ -91,6 +91,7 @@ def prepared(backbone: Any) -> PreTrainedModel:
     backbone.config.use_cache = False  # keys and values of a text that is read once are of no use
     if hasattr(backbone, "set_attention_type"):
         backbone.set_attention_type("original_full")  # BigBird's sparse attention depends on the padded length
+        backbone.config.attention_type = "original_full"
     return backbone.train()
 
 

@@ -138,8 +138,12 @@ def model_class(model_type: str) -> Any:
     return found
 
 
-def build(model_type: str) -> PreTrainedModel:
+def build(model_type: str, **options: Any) -> PreTrainedModel:
     """The architecture with two narrow layers of random weights, as `load_backbone` would return it.
+
+    Args:
+        model_type: One of `ARCHITECTURES`.
+        options: Further fields of its configuration.
 
     Raises:
         NotBuiltError: If it does not build so.
@@ -150,7 +154,7 @@ def build(model_type: str) -> PreTrainedModel:
         raise BackboneError(f"{model_type}: {input_fault(of_class)}")
     try:
         config_class = CONFIG_MAPPING[model_type]
-        config = config_class(**shrunk(config_class()) | OVERRIDES.get(model_type, {}))
+        config = config_class(**shrunk(config_class()) | OVERRIDES.get(model_type, {}) | options)
         if fault := input_fault(SimpleNamespace(main_input_name="input_ids", config=config)):
             raise BackboneError(f"{model_type}: {fault}")
         with torch.device("meta"):

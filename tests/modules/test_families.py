@@ -1,17 +1,20 @@
 """Backbone families, held against every architecture of the installed transformers."""
 
+import re
 from typing import Any
 
 import pytest
 import torch
 import transformers
 from architectures import ARCHITECTURES, BEGIN, DOC, NotBuiltError, arm, build, listed
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from influence_masking import find_candidates
 from modules import BackboneError, Baseline, Classifier, Influence, LoRA
+from modules.families import family_of
 
 LENGTHS = (11, 5, 8, 1)
 MASK = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
@@ -28,8 +31,8 @@ NOT_CANDIDATES = (
 
 
 @torch.no_grad()
-def in_a_batch_and_alone(read: Any, width: int) -> tuple[Tensor, Tensor]:
-    """What `read` makes of the rows of a padded batch, and of each row alone; NaN where it makes nothing of them."""
+def in_a_batch_and_alone(read: Any) -> tuple[Tensor, Tensor]:
+    """What `read` makes of the rows of a padded batch, and of each row alone."""
     alone = [read(IDS[row : row + 1, :n], MASK[row : row + 1, :n]) for row, n in enumerate(LENGTHS)]
     return read(IDS, MASK), torch.cat(alone)
 
@@ -48,7 +51,7 @@ def was_right(model: PreTrainedModel) -> bool:
         return states[torch.arange(len(ids)), mask.sum(1) - 1]
 
     try:
-        batched, alone = in_a_batch_and_alone(read, model.config.hidden_size)
+        batched, alone = in_a_batch_and_alone(read)
     except Exception:  # any error of a model means that it was not right
         return False
     return torch.allclose(batched, alone, rtol=1e-5, atol=1e-5 * float(alone.abs().max()))
@@ -120,11 +123,85 @@ def test_an_architecture_is_right_or_refused_by_name(model_type):
         assert model.config.model_type in str(error)
         assert not rightly_read
         return
-    batched, alone = in_a_batch_and_alone(classifier, 3)
+    batched, alone = in_a_batch_and_alone(classifier)
     assert batched.isfinite().all()
     torch.testing.assert_close(batched, alone, rtol=0, atol=1e-5)
     check_logits_of_transformers(model, classifier)
     check_candidates(model)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [
+        ("llama", {"is_causal": False}),
+        ("gemma3_text", {"use_bidirectional_attention": True}),
+        ("bert", {"is_decoder": True}),
+    ],
+)
+def test_a_configuration_that_turns_attention_around_is_measured(model_type, options):
+    usual = arm(Baseline, build(model_type))
+    turned = arm(Baseline, build(model_type, **options)).eval()
+    assert turned.family.causal is not usual.family.causal
+    assert turned.pooling == ("last" if turned.family.causal and model_type != "bert" else "mean")
+    torch.testing.assert_close(*in_a_batch_and_alone(turned), rtol=0, atol=1e-5)
+
+
+def test_a_type_with_a_row_is_not_measured_and_one_without_is_left_as_it_was(monkeypatch):
+    model, unknown = build("qwen2").train(), build("gte").train()
+    state = torch.get_rng_state()
+    monkeypatch.setattr("modules.families._probe", lambda backbone: (False, "it was measured"))
+    assert family_of(model, "known").causal
+    with pytest.raises(BackboneError, match=r"'unknown' \(gte\) cannot classify texts: it was measured"):
+        family_of(unknown, "unknown")
+    monkeypatch.undo()
+    assert not family_of(unknown, "unknown").causal
+    assert unknown.training
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_long_texts_of_big_bird_do_not_depend_on_padding():
+    classifier = arm(Baseline, build("big_bird", block_size=4, num_random_blocks=1)).eval()
+    ids, mask = torch.arange(10, 80).expand(2, -1), torch.ones(2, 70, dtype=torch.long)
+    mask[1, 50:] = 0
+    with torch.no_grad():
+        torch.testing.assert_close(classifier(ids, mask)[1:], classifier(ids[1:, :50], mask[1:, :50]))
+
+
+@pytest.mark.parametrize(("pooling", "bias"), [("mean", True), ("last", False)])
+def test_pooling_is_the_one_that_is_asked_for(pooling, bias):
+    for model_type in ("qwen2", "bert"):
+        classifier = arm(Baseline, build(model_type), pooling=pooling).eval()
+        assert (classifier.pooling, classifier.head.bias is not None) == (pooling, bias)
+        torch.testing.assert_close(*in_a_batch_and_alone(classifier), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [Influence, LoRA])
+def test_targets_are_those_that_are_asked_for_also_where_the_family_has_none(kind):
+    model = build("hy_v4")
+    with pytest.raises(BackboneError, match=r"hc\.fn.*--model\.targets"):
+        arm(kind, model)
+    built = arm(kind, model, targets=["self_attn.kv_b_proj", "q_a_proj"])
+    names = {name for name, parameter in built.named_parameters() if "lora_A" in name} or set(
+        find_candidates(built, built.masking.options.targets)
+    )
+    assert {re.search(r"self_attn\.(\w+)", name)[1] for name in names} == {"q_a_proj", "kv_b_proj"}
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "bert"])
+def test_masks_and_adapters_of_the_studys_models_are_what_they_were(model_type):
+    influence = arm(Influence, build(model_type))
+    assert list(find_candidates(influence, influence.masking.options.targets)) == list(find_candidates(influence))
+
+    adapters = []
+    for kind in (LoRA, Baseline):  # both draw their head before
+        model = build(model_type)
+        torch.manual_seed(1)
+        backbone = arm(kind, model).backbone
+        if kind is Baseline:
+            backbone = get_peft_model(backbone, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
+        adapters.append({name: p for name, p in backbone.named_parameters() if "lora_" in name})
+    assert list(adapters[0]) == list(adapters[1])
+    assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[1])
 
 
 @pytest.mark.slow
