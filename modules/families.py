@@ -85,6 +85,14 @@ FAMILIES: dict[str, Family] = {
         DECODER, candidates=r"temporal_block\.linear_\w+\.weight", exceptions=r"temporal_block\.rg_lru\.\w+_weight"
     ),
     "rwkv": replace(DECODER, exceptions=r".*\.time_mix_\w+"),
+    **_rows(
+        "zamba zamba2",
+        replace(
+            DECODER,
+            candidates=r"((mamba_decoder\.)?mamba\.(in|out)_proj|shared_transf(ormer)?\..*|linear)\.weight",
+            exceptions=r"(mamba_decoder\.)?mamba\.((x|dt)_proj_weight|D)",
+        ),
+    ),
     "xlstm": replace(DECODER, candidates=r"mlstm_layer\.\w+\.weight"),
     **_rows(
         """

@@ -24,6 +24,7 @@ NOT_CANDIDATES = (
     *("bias", "_norm.w", "norm.scale", "layernorm.", "embed", "indexer", "router", "shared_expert_gate"),
     *("mlp.gate.", "mixer.gate.", "feed_forward.gate."),
     *("conv1d", "conv_1d", "conv.conv", "conv_qk", "_sconv", "A_log", "time_mix", "rg_lru"),
+    *("mamba.x_proj_weight", "mamba.dt_proj_weight", "mamba.D"),
     *("per_layer", "altup", "laurel", "vision", "image_encoder", "audio_tower", "vqmodel"),
     *("_global", "w2e_query", "e2w_query", "e2e_query"),  # for tokens and entities that are not there
 )
