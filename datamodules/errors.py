@@ -3,3 +3,5 @@
 
 class DataError(ValueError):
     """Data that cannot be had, read or split as asked; the message says what was found and what to do."""
+
+    is_user_error = True

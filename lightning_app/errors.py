@@ -18,6 +18,9 @@ UNWRITABLE = (
 class UsageError(ValueError):
     """The command line or a configuration asks for something that cannot be done."""
 
+    is_user_error = True
+    """Marks the errors of all packages that are printed without a traceback."""
+
 
 def user_mistake(error: BaseException) -> Exception | None:
     """The user's mistake behind an exception, or None if it is a fault of ours.
@@ -28,13 +31,8 @@ def user_mistake(error: BaseException) -> Exception | None:
     from jsonargparse import ArgumentError
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from datamodules import DataError
-    from influence_masking import MaskingError
-    from modules import BackboneError, CheckpointError, OptionError, StartError
-
-    ours = (UsageError, DataError, MaskingError, BackboneError, CheckpointError, OptionError, StartError)
     chain = chain_of_causes(error)
-    told: list[Exception] = [link for link in chain if isinstance(link, ours)]
+    told: list[Exception] = [link for link in chain if getattr(link, "is_user_error", False)]
     told += [link for link in chain if isinstance(link, (ArgumentError, MisconfigurationException))]
     told += [_unwritten(link) for link in chain if isinstance(link, OSError) and _is_unwritten(link)]
     told += [_memory_advice(link) for link in chain if _is_out_of_memory(link)]
@@ -52,7 +50,7 @@ def _memory_advice(error: Exception) -> UsageError:
     found = str(error).strip().partition("\n")[0] or type(error).__name__
     return UsageError(
         f"Out of memory ({found}). Lower data.batch_size, data.eval_batch_size or data.max_length, or for a mask's "
-        "gradient model.micro_batch_size: --set [ARM:]KEY=VALUE"
+        "gradient model.masking.micro_batch_size: --set [ARM:]KEY=VALUE"
     )
 
 

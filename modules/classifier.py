@@ -13,16 +13,11 @@ from torch.nn.functional import cross_entropy
 from transformers import PretrainedConfig, get_linear_schedule_with_warmup
 
 from modules.backbone import backbone_fingerprint, compile_layers, default_pooling, load_backbone, pool, visible
-from modules.checkpoints import CheckpointError, check_fit
-from modules.features import Batch, FeatureCache, Features, extract
+from modules.caches import Caches
+from modules.checkpoints import check_fit
+from modules.errors import CheckpointError, OptionError
+from modules.features import Batch, Features, extract
 from modules.start import Start
-
-SHARED_FEATURES = FeatureCache()
-"""Of this process: the arms of an experiment follow each other in it."""
-
-
-class OptionError(ValueError):
-    """An option of an arm is out of its range."""
 
 
 class Classifier(LightningModule):
@@ -36,12 +31,15 @@ class Classifier(LightningModule):
     Args:
         backbone: Hub id, local folder, or `all-MiniLM-L6-v2` (see `resolve_backbone`).
         num_labels: Number of classes; the command line takes it from the dataset.
-        learning_rate: Peak learning rate of AdamW.
+        learning_rate: Peak learning rate of AdamW; None: its own default, 1e-3.
         weight_decay: AdamW's decay of matrices; biases and norms are not decayed.
         warmup_ratio: Share of the steps over which the learning rate rises linearly; then it falls linearly to 0.
         compile: Compile the backbone's layers by `torch.compile`, once for all batches: for long fits on a GPU.
         start: File of the baseline start (`start.safetensors`). None begins with a random head.
         seed: Seed of the condition; recorded in the start, and seeds random masks.
+
+    Attributes:
+        caches: Features and gradients that conditions of one process share; hand the same object to several.
 
     Raises:
         OptionError: If an option is out of its range.
@@ -49,14 +47,14 @@ class Classifier(LightningModule):
         StartError: If the start is missing or was made with another backbone or number of classes.
     """
 
-    needs_start = True
-    """Whether the arm begins from the baseline start."""
+    trains: str = "all"
+    """What the arm trains: `none`, `head`, `adapter` or `all`. An option `tune` of an arm overrides it."""
 
     def __init__(
         self,
         backbone: str = "Qwen/Qwen2-0.5B",
         num_labels: int = 2,
-        learning_rate: float = 1e-3,
+        learning_rate: float | None = None,
         weight_decay: float = 0.01,
         warmup_ratio: float = 0.1,
         compile: bool = False,
@@ -64,6 +62,8 @@ class Classifier(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.caches = Caches()
+        learning_rate = 1e-3 if learning_rate is None else learning_rate
         if not (0 < learning_rate < inf and 0 <= weight_decay < inf and 0 <= warmup_ratio < 1):  # NaN is in no range
             raise OptionError(
                 "learning_rate must be positive, weight_decay at least 0 and warmup_ratio in [0, 1), "
@@ -160,7 +160,7 @@ class Classifier(LightningModule):
             return None
         arithmetic = f"{trainer.precision}/{self.device}/{self.compiled}"
         key, split = f"{self.backbone_state()}/{arithmetic}", split_of(datamodule)
-        return SHARED_FEATURES.get(key, datamodule.split_key(split), lambda: self._extract(split))
+        return self.caches.features.get(key, datamodule.split_key(split), lambda: self._extract(split))
 
     def _extract(self, split: str) -> Features:
         trainer: Any = self.trainer

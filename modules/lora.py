@@ -4,7 +4,8 @@ from typing import Any
 
 from peft import LoraConfig, get_peft_model
 
-from modules.classifier import Classifier, OptionError
+from modules.classifier import Classifier
+from modules.errors import OptionError
 
 
 class LoRA(Classifier):
@@ -19,6 +20,8 @@ class LoRA(Classifier):
     Raises:
         OptionError: If an option is out of its range.
     """
+
+    trains = "adapter"
 
     def __init__(self, *, rank: int = 8, alpha: int = 16, dropout: float = 0.0, **kwargs: Any) -> None:
         if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:

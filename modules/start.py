@@ -11,9 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-
-class StartError(ValueError):
-    """A baseline start is missing or does not fit the model or the data."""
+from modules.errors import StartError
 
 
 @dataclass(frozen=True)

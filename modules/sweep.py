@@ -10,11 +10,11 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from influence_masking import SweepPoint, find_candidates, sweep
-from influence_masking.selection.scores import resolve_score
-from influence_masking.snapshot import MATCHED
-from modules.classifier import Classifier, OptionError
-from modules.shared_gradient import SharedGradientMasking
+from influence_masking import MaskingOptions, SweepPoint, find_candidates, sweep
+from influence_masking.selection.scores import MATCHED, resolve_score
+from modules.classifier import Classifier
+from modules.errors import OptionError
+from modules.masking import DEFAULT_OPTIONS, masking_of
 
 Predictions = tuple[Tensor, Tensor]
 """Labels [rows] and logits [rows, classes], on the CPU."""
@@ -48,8 +48,7 @@ class Sweep(Classifier):
         fractions: Shares of the candidates, between 0 and 1; those that select no weight are left out.
         tails: Ends of the scores.
         scores: Names of scores.
-        targets: As for `Influence`.
-        micro_batch_size: As for `Influence`.
+        masking: As for `Influence`; `scores`, `tails` and `fractions` take the place of its own.
         **kwargs: As `Classifier`.
 
     Attributes:
@@ -60,14 +59,15 @@ class Sweep(Classifier):
         MaskingError: If a score is unknown or `targets` match nothing.
     """
 
+    trains = "none"
+
     def __init__(
         self,
         *,
         fractions: Sequence[float] = FRACTIONS,
         tails: Sequence[Literal["lowest", "highest"]] = ("lowest", "highest"),
         scores: Sequence[str] = ("sign_gradient",),
-        targets: list[str] | str | None = None,
-        micro_batch_size: int | None = None,
+        masking: MaskingOptions = DEFAULT_OPTIONS,
         **kwargs: Any,
     ) -> None:
         if not (fractions and tails and scores) or not all(0 < fraction < 1 for fraction in fractions):
@@ -78,15 +78,13 @@ class Sweep(Classifier):
         self.fractions, self.tails, self.scores = fractions, tails, scores
         for score in set(scores) - {MATCHED}:
             resolve_score(score)  # before the backbone is loaded, so that an unknown one is found at once
-        self.masking = SharedGradientMasking(
-            targets=targets, num_samples=None, micro_batch_size=micro_batch_size, seed=kwargs.get("seed", 0)
-        )
+        self.masking = masking_of(masking, kwargs.get("seed", 0))
         self.result: SweepResult | None = None
         super().__init__(**kwargs)
 
     def adapt(self) -> None:
         """Freezes everything, once it is certain that there are weights to mask."""
-        find_candidates(self, self.masking.targets)
+        find_candidates(self, self.masking.options.targets)
         self.requires_grad_(False)
         self.train()
 
@@ -116,9 +114,7 @@ class RunSweep(Callback):
             snapshot = module.masking.snapshot(trainer, module)
             module.eval()
             unmasked = predict_dev(trainer, module)
-            points = sweep(
-                snapshot, module.fractions, module.tails, module.scores, seed=module.seed, measure=measure
-            )
+            points = sweep(snapshot, module.fractions, module.tails, module.scores, seed=module.seed, measure=measure)
             total = len(module.fractions) * len(module.tails) * len(module.scores)
             bar = trainer.progress_bar_callback is not None
             made = list(tqdm(points, "Sweep", total, unit="mask", leave=False, disable=not bar))

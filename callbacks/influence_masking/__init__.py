@@ -5,6 +5,7 @@ from influence_masking.errors import MaskingError
 from influence_masking.gradients.mean_gradient import Calibration, MeanGradient
 from influence_masking.masks.holding import Hold
 from influence_masking.masks.mask import Mask, Overlap, Share
+from influence_masking.options import MaskingOptions
 from influence_masking.selection.candidates import DEFAULT_TARGETS, find_candidates
 from influence_masking.selection.scores import SCORES
 from influence_masking.snapshot import Snapshot, take_snapshot
@@ -18,6 +19,7 @@ __all__ = [
     "InfluenceMasking",
     "Mask",
     "MaskingError",
+    "MaskingOptions",
     "MeanGradient",
     "Overlap",
     "PathPoint",

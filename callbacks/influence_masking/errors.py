@@ -4,5 +4,7 @@
 class MaskingError(ValueError):
     """A mask cannot be made, read or applied as asked.
 
-    Its message says what was asked, what was found and what to do, in that order.
+    Its message says the fault, what was found and what to do, in that order.
     """
+
+    is_user_error = True  # for programs that print what a user can mend without a traceback

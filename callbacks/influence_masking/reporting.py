@@ -5,10 +5,15 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from influence_masking.making import Measurement
 from influence_masking.masks.holding import Hold
 from influence_masking.masks.mask import Mask, Share
+from influence_masking.options import MaskingOptions
+from influence_masking.selection.scores import score_name
+from influence_masking.snapshot import Snapshot
 
 PREFIX = "masking"
 CELL = (60, 20)  # width and height of the picture's cells in pixels
@@ -42,6 +47,23 @@ def log_mask(
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(f"{prefix}/share", picture_of(shares), step)
             logger.experiment.add_histogram_raw(f"{prefix}/scores", global_step=step, **histogram_of(scores))
+
+
+def report_mask(
+    trainer: Trainer, mask: Mask, measurement: Measurement, snapshot: Snapshot, options: MaskingOptions, prefix: str
+) -> None:
+    """Report a mask and its effect in one line, and to the Trainer's loggers if it has any."""
+    rank_zero_info(
+        f"InfluenceMasking selected {mask.num_masked:,} of {mask.num_candidates:,} weights ({options.tail} "
+        f"{score_name(options.score)}). Zeroing them: loss {measurement.loss_before:.6g} -> "
+        f"{measurement.loss_after:.6g} ({measurement.measured_change:+.3g}; first-order prediction "
+        f"{measurement.predicted_change:+.3g})."
+    )
+    if trainer.loggers:
+        numbers = {name: value for name, value in vars(measurement).items() if name != "seconds"}
+        numbers |= {"masked": mask.num_masked, "candidates": mask.num_candidates}
+        scores = snapshot.sample_scores(options.ranking_score, options.seed)
+        log_mask(trainer.loggers, mask, numbers, scores, trainer.global_step, prefix)
 
 
 def held_gradient(trainer: Trainer, hold: Hold) -> Tensor | None:

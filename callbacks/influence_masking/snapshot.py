@@ -30,9 +30,7 @@ from influence_masking.selection.lowest import (
     select,
 )
 from influence_masking.selection.matching import select_matched
-from influence_masking.selection.scores import ScoreFunction, resolve_score
-
-MATCHED = "random_matched"
+from influence_masking.selection.scores import MATCHED, ScoreFunction, resolve_score
 
 
 class Snapshot:

@@ -168,7 +168,7 @@ def test_a_checkpoint_without_the_mask_gets_one_from_its_own_weights(tmp_path: P
     expected = masking()
     quiet_trainer(expected, max_epochs=0).fit(copy.deepcopy(module), loader())
     found = masking()
-    with pytest.warns(UserWarning, match=r"plain\.ckpt holds no mask"):
+    with pytest.warns(UserWarning, match=r"plain\.ckpt has no mask"):
         quiet_trainer(found, max_epochs=2).fit(Classifier(), loader(), ckpt_path=tmp_path / "plain.ckpt")
     assert found.mask == expected.mask
 
@@ -253,8 +253,8 @@ def test_an_option_out_of_range_is_an_error_that_names_it(options: dict[str, Any
 
 
 def test_the_fraction_is_a_twentieth_unless_a_count_is_given() -> None:
-    assert InfluenceMasking().fraction == 0.05
-    assert InfluenceMasking(count=3).fraction is None
+    assert InfluenceMasking().options.effective_fraction == 0.05
+    assert InfluenceMasking(count=3).options.effective_fraction is None
 
 
 def test_targets_that_match_nothing_are_found_before_any_gradient() -> None:

@@ -16,7 +16,7 @@ from datamodules import join_texts
 from lightning_app.deploy.tables import check_ending, read_table, write_table
 from lightning_app.errors import UsageError
 from lightning_app.grid.condition import quiet
-from lightning_app.run.trained_run import FinishedRun
+from lightning_app.run.trained_run import TrainedRun
 
 Accelerator = Literal["auto", "cpu", "gpu", "mps", "tpu"]
 
@@ -74,7 +74,7 @@ def find_texts(table: pa.Table, columns: Sequence[str], path: Path) -> list[str]
     return texts
 
 
-def predict(run: FinishedRun, texts: Sequence[str], accelerator: str = "auto") -> Tensor:
+def predict(run: TrainedRun, texts: Sequence[str], accelerator: str = "auto") -> Tensor:
     """The logits of texts, in their order, [N, num_labels] in float32, by the same path as those of eval.
 
     Args:
@@ -124,7 +124,7 @@ def main(argv: list[str]) -> int:
         raise UsageError(f"--output {target} is there already. Name another file, or --overwrite it.")
     table = read_table(source)
     with quiet():
-        run = FinishedRun(Path(options.ckpt))
+        run = TrainedRun(Path(options.ckpt))
         texts = find_texts(table, options.text_columns or run.datamodule.text_columns, source)
         run.datamodule.eval_batch_size = options.batch_size or run.datamodule.eval_batch_size
         labelled = with_predictions(table, predict(run, texts, options.accelerator), run.datamodule.label_names)

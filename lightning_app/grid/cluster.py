@@ -188,8 +188,8 @@ def run_shipped(shipment: Shipment) -> str | None:
         storage = Storage(shipment.storage) if shipment.storage else None
         name = condition.experiment.name
         if storage:
-            start = f"{condition.dataset}/baseline/seed{condition.seed}/start.safetensors"
-            storage.fetch(f"{name}/{start}", condition.experiment / start)
+            if condition.start:
+                storage.fetch(f"{name}/{condition.start}", condition.experiment / condition.start)
         elif not condition.experiment.is_dir():
             return (
                 f"{socket.gethostname()} does not see {condition.experiment}. Put --outputs on a file system that all "

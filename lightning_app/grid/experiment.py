@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from filelock import FileLock, Timeout
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
@@ -18,60 +18,73 @@ from lightning_app.grid.condition import CONDITION_FILE, Condition, command_line
 from lightning_app.grid.schedule import Plan, Workers, passes_of, run_all, tokens_of
 from lightning_app.grid.workers import InProcess, Processes, call_in_process, devices_of
 from lightning_app.results.files import METRICS_FILE, check_name, read_json
-from lightning_app.run.configs import config_file, config_files, configs_folder, find_configs
+from lightning_app.results.identity import Arm
+from lightning_app.results.settings import describe_difference
+from lightning_app.run.configs import (
+    Choice,
+    choose_arm,
+    config_file,
+    configs_folder,
+    find_arms,
+    find_configs,
+    find_datasets,
+)
 
 QUICK_SIZE = 50
+
+PLACING = re.compile(r"(outputs|experiment|dataset|arm\.(name|overlay|starts_from)|seed_everything)=")
+"""Options of `influence fit` that an experiment sets itself: they place a condition in the grid."""
 
 
 def build_parser() -> ArgumentParser:
     """The options of `influence experiment`."""
     parser = ArgumentParser(
         prog="influence experiment",
-        description="Runs every condition of datasets x arms x seeds. What is complete is not run again; a condition "
-        "that fails does not stop the others; missing baseline starts are made.",
+        description="Runs every condition of datasets x arms x seeds. Complete conditions are not run again; a condition "
+        "that fails does not stop the others; arms that others start from are added.",
         default_config_files=[str(configs_folder() / "experiment.yaml")],
         exit_on_error=False,
     )
     add = parser.add_argument
     add("-c", "--config", action=ActionConfigFile, help="YAML file with any of these options.")
-    add("--name", type=str | None, default=None, help="Results go to <outputs>/<name>; default experiment-<backbone>.")
+    add("--name", type=str | None, default=None, help="Folder of the results in <outputs>; default experiment-<backbone>.")
     add("--outputs", type=str, default="outputs", help="Folder of all results.")
     add("--backbone", type=str, default="Qwen/Qwen2-0.5B", help="Hub id, local folder, or all-MiniLM-L6-v2.")
-    add("--datasets", type=list[str], metavar="NAME ...", default=[], help="Files in configs/data, or paths.")
-    add("--arms", type=list[str], metavar="NAME ...", default=[], help="Files in configs/arms, or paths.")
-    add("--seeds", type=list[int], metavar="K ...", default=[0], help="Seeds: of splits, head and batch order.")
-    add("--quick", action="store_true", help=f"{QUICK_SIZE} samples a split: tries the pipeline, measures nothing.")
+    add("--datasets", type=list[str], metavar="NAME ...", default=[], help="Names of files in configs/data, or paths.")
+    add("--arms", type=list[str], metavar="NAME ...", default=[], help="Names of files in configs/arms, or paths; NAME+OVERLAY lays a file in configs/tune over it.")
+    add("--seeds", type=list[int], metavar="K ...", default=[0], help="Seeds of splits, head and batch order.")
+    add("--quick", action="store_true", help=f"{QUICK_SIZE} samples per split: a test of the pipeline, not of the arms.")
     add("--accelerator", type=str | None, default=None, help="Name of a file in configs/accelerator: cpu, gpu, tpu.")
     add(
-        "--devices", type=PositiveInt, default=1, help="Cores, GPUs or TPU chips that run one condition each at a time."
+        "--devices", type=PositiveInt, default=1, help="Number of cores, GPUs or TPU chips; each runs one condition at a time."
     )
     add(
         "--engine", type=Literal["local", "ray"], default="local", help="Run here, or on a Ray cluster (extra cluster)."
     )
-    add("--address", type=str | None, default=None, help="Of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT.")
+    add("--address", type=str | None, default=None, help="Address of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT.")
     add("--num_cpus", type=PositiveInt, default=1, help="CPU cores of each condition on a Ray cluster.")
     add(
         "--storage",
         type=str | None,
         default=None,
         metavar="URL",
-        help="Where the nodes of a Ray cluster leave results, s3://bucket/folder or another that fsspec knows, if "
-        "--outputs is no folder that all of them see. Results are copied from there to --outputs.",
+        help="Folder for the results of a Ray cluster's nodes, s3://bucket/folder or another URL for fsspec, if not all "
+        "nodes see --outputs. Results are copied from there to --outputs.",
     )
     add(
         "--set",
         type=list[str],
         default=[],
         metavar="[ARM:]KEY=VALUE ...",
-        help="Sets a key of every condition's config, or of one arm's: influence:model.fraction=0.01. Adds to what a "
-        "config file sets; of two values for one key the later holds.",
+        help="Value of a key for every condition, or for one arm: influence:model.masking.fraction=0.01. Values of a "
+        "config file are kept; the last value of a key is used.",
     )
-    add("--overwrite", action="store_true", help="Run complete conditions again, even under other settings.")
+    add("--overwrite", action="store_true", help="Run complete conditions again, also under other settings.")
     return parser
 
 
 def parse_options(argv: list[str]) -> Namespace:
-    """The options of the command line, where lists are values separated by spaces."""
+    """Parse the options of the command line, in which the values of a list are separated by spaces."""
     options = build_parser().parse_args(find_configs(_join_lists(argv)))
     for key in ("outputs", "backbone"):
         if options[key] is None:
@@ -80,7 +93,7 @@ def parse_options(argv: list[str]) -> Namespace:
 
 
 def _join_lists(words: list[str]) -> list[str]:
-    """Writes `--datasets a b` as `--datasets=[a, b]`, and `--set a b` so that both are appended to a config's."""
+    """Writes `--datasets a b` as `--datasets=[a, b]`, and `--set a b` as two values appended to those of a config."""
     joined: list[str] = []
     rest = list(words)
     while rest:
@@ -103,7 +116,7 @@ def check_engine(options: Namespace) -> None:
     """Refuses options that would have no effect.
 
     Raises:
-        UsageError: If an option of one engine is given to the other.
+        UsageError: If an option belongs to another engine.
     """
     idle = ["devices"] if options.engine == "ray" else ["address", "num_cpus", "storage"]
     for name in idle:
@@ -112,43 +125,58 @@ def check_engine(options: Namespace) -> None:
 
 
 def experiment_folder(options: Namespace) -> Path:
-    """`<outputs>/<name>`; without a name it is called after the backbone, and --quick has folders of its own."""
+    """`<outputs>/<name>`; without a name it is named after the backbone, and `--quick` adds `-quick`."""
     name = options.name if options.name is not None else f"experiment-{Path(options.backbone).name}"
     check_name("--name", name)
     return Path(options.outputs) / (f"{name}-quick" if options.quick else name)
 
 
 def build_conditions(options: Namespace, folder: Path) -> list[Condition]:
-    """The grid, each dataset's baseline first: the other arms begin from its head.
+    """The grid, each arm after the one that it starts from, which is added where it is missing.
 
     Raises:
-        UsageError: On an unknown dataset, arm or accelerator, or a list that is empty.
+        UsageError: On an unknown dataset, arm or accelerator, two of one name, an empty list, or an option of `--set`
+            that cannot be set.
     """
     for key in ("datasets", "arms", "seeds"):
         if not getattr(options, key):
             raise UsageError(f"--{key} is empty: give at least one value.")
-    datasets, arms = config_files("data", options.datasets), config_files("arms", ["baseline", *options.arms])
-    for arm, _ in map(_split_assignment, options.set):
+    datasets, arms = find_datasets(options.datasets), find_arms(options.arms)
+    for arm, assignment in map(_split_assignment, options.set):
         if arm and arm not in arms:
-            config_file("arms", arm)
+            choose_arm(arm)
+        if PLACING.match(assignment):
+            raise UsageError(f"--set {assignment}: an experiment sets this itself, by --datasets, --arms and --seeds.")
     return [
-        _condition(options, folder, dataset, arm, seed, [datasets[dataset], arms[arm]])
-        for dataset in datasets
+        _condition(options, folder, dataset, arm, seed)
+        for dataset in datasets.values()
         for seed in dict.fromkeys(options.seeds)
-        for arm in arms
+        for arm in arms.values()
     ]
 
 
-def _condition(options: Namespace, folder: Path, dataset: str, arm: str, seed: int, files: list[Path]) -> Condition:
-    configs = [configs_folder() / "base.yaml", *files]
+def _condition(options: Namespace, folder: Path, dataset: Choice, choice: Choice, seed: int) -> Condition:
+    arm = cast(Arm, choice.arm)
+    configs = [configs_folder() / "base.yaml", *dataset.files, *choice.files]
     if options.accelerator:
         configs.append(config_file("accelerator", options.accelerator))
     args = [f"--model.backbone={options.backbone}"]
     if options.quick:
         args += [f"--data.{split}_size={QUICK_SIZE}" for split in ("head_init", "train", "dev", "eval")]
-    args += [f"--{setting}" for only, setting in map(_split_assignment, options.set) if only in ("", arm)]
-    run = folder / dataset / arm / f"seed{seed}"
-    return Condition(dataset, arm, seed, run, tuple(args), tuple(configs), options.overwrite)
+    args += [f"--{setting}" for only, setting in map(_split_assignment, options.set) if only in ("", arm.label)]
+    names = [f"--dataset={dataset.name}", f"--arm.name={arm.name}"]
+    return Condition(
+        dataset.name,
+        arm.label,
+        seed,
+        folder / dataset.name / arm.label / f"seed{seed}",
+        tuple(args),
+        tuple(configs),
+        options.overwrite,
+        arm.starts_from,
+        (dataset.typed, choice.typed),
+        (*names, f"--arm.overlay={arm.overlay}") if arm.overlay else tuple(names),
+    )
 
 
 def _split_assignment(assignment: str) -> tuple[str, str]:
@@ -168,7 +196,7 @@ def check_settings(conditions: list[Condition]) -> None:
     """Refuses to mix results of different settings in one folder.
 
     Raises:
-        UsageError: If a complete condition was made under other settings.
+        UsageError: If a complete condition was made under other settings, or a folder by an earlier version.
     """
     for condition in conditions:
         made = condition.made_under()
@@ -180,18 +208,16 @@ def check_settings(conditions: list[Condition]) -> None:
 
 
 def _difference(made: dict[str, Any], condition: Condition) -> str:
-    """What tells the settings of a complete condition from those asked for."""
     if made["settings"] is None:
         return f"it has no {CONDITION_FILE}, so no experiment made it"
-    found, asked = made["settings"]["overrides"], list(condition.args)
-    return f"it had {found}, asked for is {asked}" if found != asked else "its YAML files have changed"
+    return describe_difference(made["settings"], condition.settings())
 
 
 def check_inputs(conditions: list[Condition]) -> Plan:
-    """Builds every arm with its Trainer and prepares every dataset, so that mistakes are found before any training.
+    """Builds every arm with its Trainer and prepares every dataset, to find mistakes before any training.
 
     Raises:
-        UsageError, BackboneError, DataError, MaskingError, OptionError: If a condition could not be run.
+        UsageError, BackboneError, DataError, MaskingError, OptionError: If a condition cannot run.
     """
     from lightning_app.run.cli import InfluenceCLI, PrepareData
 
@@ -220,10 +246,10 @@ def check_inputs(conditions: list[Condition]) -> Plan:
 def run_conditions(
     conditions: list[Condition], todo: list[Condition], costs: Mapping[Condition, int], workers: Workers
 ) -> dict[Condition, str]:
-    """Runs the conditions that are to do, and says of the others that they are complete.
+    """Runs the conditions in `todo`, and reports the others as complete.
 
     Returns:
-        The reason of each failure; empty if all are complete.
+        The reason of each failure; empty if every condition is complete.
     """
     labels = {condition: f"[{number}/{len(conditions)}] {condition}" for number, condition in enumerate(conditions, 1)}
     for condition in conditions:
@@ -236,10 +262,10 @@ def run_conditions(
             condition, label = event.condition, labels[event.condition]
             if event.kind == "start":
                 started[condition] = perf_counter()
-                line = f"{label}: {'going on from its last checkpoint' if condition.last_checkpoint else 'running'}"
+                line = f"{label}: {'resuming from its last checkpoint' if condition.last_checkpoint else 'running'}"
             elif event.failure:
                 failures[condition] = event.failure
-                line = f"{label}: FAILED, the reason is told at the end"
+                line = f"{label}: FAILED, see the reason at the end"
             else:
                 line = f"{label}: {_headline(condition)} in {perf_counter() - started[condition]:.0f} s"
             bar.write(line)
@@ -247,7 +273,7 @@ def run_conditions(
 
 
 def _run_todo(options: Namespace, conditions: list[Condition], todo: list[Condition]) -> dict[Condition, str]:
-    """Checks and runs the conditions on what is asked for: this process, several devices, or a cluster."""
+    """Checks and runs the conditions in this process, on several devices, or on a cluster."""
     if options.engine == "ray" and todo:
         from lightning_app.grid.cluster import RayCluster
 
@@ -289,7 +315,7 @@ def _run(options: Namespace, folder: Path) -> int:
     if options.storage:
         from lightning_app.grid.cluster import Storage
 
-        Storage(options.storage).fetch(folder.name, folder)  # what this machine does not have yet
+        Storage(options.storage).fetch(folder.name, folder)  # results that this machine does not have yet
     if not options.overwrite:
         check_settings(conditions)
     todo = [condition for condition in conditions if options.overwrite or not condition.is_complete]
@@ -298,7 +324,7 @@ def _run(options: Namespace, folder: Path) -> int:
     for condition, reason in failures.items():
         print(f"failed: {condition}: {reason}", file=sys.stderr, flush=True)
     if any(condition.is_complete for condition in conditions):
-        from lightning_app.report import write_report  # the plotting library is loaded when there is something to plot
+        from lightning_app.report import write_report  # loads matplotlib only if there is something to plot
 
         print(f"\n{write_report(folder)}")
     return 1 if failures else 0

@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from lightning_app.errors import UsageError, user_mistake
 from lightning_app.grid.condition import Condition, try_condition
 from lightning_app.grid.schedule import Plan
 from lightning_app.signals import sigterm
+
+if TYPE_CHECKING:
+    from modules import Caches
 
 Result = TypeVar("Result")
 SPAWN = get_context("spawn")  # a fork would share the state of CUDA, of XLA and of thread pools
@@ -26,7 +29,10 @@ class InProcess:
     largest_first = False
 
     def __init__(self) -> None:
+        from modules import Caches
+
         self._condition: Condition | None = None
+        self._caches = Caches()
 
     def has_room(self) -> bool:
         """Whether none is to run."""
@@ -40,7 +46,7 @@ class InProcess:
         """Runs it; see `Workers.wait`."""
         assert self._condition is not None
         condition, self._condition = self._condition, None
-        return condition, try_condition(condition)
+        return condition, try_condition(condition, self._caches)
 
 
 class Processes:
@@ -154,12 +160,15 @@ def serve(connection: Connection, index: int, threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(min(threads, torch.get_num_threads()))  # OMP_NUM_THREADS may ask for fewer
+    from modules import Caches
+
+    caches = Caches()
     while True:
         try:
             condition = connection.recv()
         except (EOFError, KeyboardInterrupt):
             return
-        connection.send(run_logged(condition))
+        connection.send(run_logged(condition, caches))
 
 
 def _end_with_parent() -> None:
@@ -177,10 +186,10 @@ def see_only(index: int) -> None:
     os.environ["TPU_CHIPS_PER_PROCESS_BOUNDS"] = os.environ["TPU_PROCESS_BOUNDS"] = "1,1,1"
 
 
-def run_logged(condition: Condition) -> str | None:
+def run_logged(condition: Condition, caches: "Caches | None" = None) -> str | None:
     """Runs a condition; what it prints goes to its log file. Returns why it failed."""
     with printing_to(condition.log_file):
-        failure = try_condition(condition, verbose=True)
+        failure = try_condition(condition, caches, verbose=True)
         print(f"failed: {failure}" if failure else "complete")
     return failure
 

@@ -62,7 +62,8 @@ def compare(experiment: Path, results: pd.DataFrame, design: Design) -> Comparis
                 needed = list(dict.fromkeys(name for pair in design.claim(arm) for name in pair))
                 gaps[dataset, arm] = _gap(experiment, results, dataset, needed, evaluations)
     compared = holm(compared, lambda each: each.declared and (each.dataset, each.arm) not in gaps)
-    return Comparison(pd.concat(intervals, ignore_index=True), compared, _verdicts(compared, design, gaps), gaps, left_out)
+    verdicts = _verdicts(compared, design, gaps)
+    return Comparison(pd.concat(intervals, ignore_index=True), compared, verdicts, gaps, left_out)
 
 
 def _verdicts(compared: list[Difference], design: Design, gaps: dict[tuple[str, str], str]) -> list[Verdict]:
@@ -102,9 +103,10 @@ def make_command(
     """The command that adds arms to a dataset of an experiment, under the settings of the other arms."""
     group = results[results["dataset"] == dataset]
     made = {folder: _made(folder) for folder in results["folder"]}
-    typed = [{"dataset": row.dataset, "arm": row.arm} | made[row.folder].get("typed", {}) for row in results.itertuples()]
-    datasets = {row.dataset: words["dataset"] for row, words in zip(results.itertuples(), typed, strict=True)}
-    known = {row.arm: words["arm"] for row, words in zip(results.itertuples(), typed, strict=True)}
+    typed = [(row, made[row.folder].get("typed", {})) for row in results.itertuples()]
+    datasets, known = (
+        {getattr(row, kind): words.get(kind, getattr(row, kind)) for row, words in typed} for kind in ("dataset", "arm")
+    )
     name, backbone = experiment.resolve().name, str(group["backbone"].iloc[0])
     quick = name.endswith("-quick")
     name = name.removesuffix("-quick")

@@ -85,7 +85,9 @@ def _pages(results: pd.DataFrame, curves: pd.DataFrame) -> dict[str, list[Chart]
         drawn = set(curves.loc[curves["dataset"] == dataset, "curve"])
         charts = {f"{title} on eval, by seed": name for name, title in _metrics().items()}
         charts |= {
-            f"{curve} by optimisation step, mean over seeds": plain(curve) for curve in CURVES.values() if curve in drawn
+            f"{curve} by optimization step, mean over seeds": plain(curve)
+            for curve in CURVES.values()
+            if curve in drawn
         }
         pages[dataset] = [Chart(title, f"{tag}/{plain(dataset)}") for title, tag in charts.items()]
     return pages

@@ -314,7 +314,7 @@ def draw_other_overlaps(pairs: pd.DataFrame, color: str) -> Figure:
 
 
 def draw_curves(curves: pd.DataFrame, looks: Looks) -> Figure:
-    """The headline metric on dev and the training loss by step: one line per seed; the loss a mean of 5 logged values."""
+    """The headline metric on dev, and the training loss as the mean of 5 logged values, by step: one line per seed."""
     datasets, arms = distinct(curves["dataset"]), distinct(curves["arm"])
     figure, axes = panels(2, len(datasets), 2.2 + 2.6 * len(datasets), max(4.6, 0.9 + 0.17 * len(arms)), sharex=True)
     titles = (f"dev {METRICS[HEADLINE].axis}", "training loss, nats")

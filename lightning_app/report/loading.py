@@ -90,7 +90,7 @@ def load_sweeps(experiment: Path) -> pd.DataFrame:
 
 
 def load_curves(results: pd.DataFrame) -> pd.DataFrame:
-    """The headline metric on dev and the training loss by optimization step, from the event files: one row per point."""
+    """The headline metric on dev and the training loss by step, from the event files: one row per point."""
     rows = [
         {"dataset": run.dataset, "arm": run.arm, "seed": run.seed, "curve": curve, "step": step, "value": value}
         for run in results.itertuples()
@@ -107,6 +107,5 @@ def _read_curves(folder: Path) -> dict[str, dict[int, float]]:
 
     events = EventAccumulator(str(folder), size_guidance={SCALARS: 0}).Reload()
     tags = events.Tags()[SCALARS]
-    return {
-        curve: {event.step: event.value for event in events.Scalars(tag)} for tag, curve in CURVES.items() if tag in tags
-    }
+    curves = {curve: events.Scalars(tag) for tag, curve in CURVES.items() if tag in tags}
+    return {curve: {event.step: event.value for event in points} for curve, points in curves.items()}

@@ -77,7 +77,8 @@ def _load(path: Path, digest: str) -> Mask:
     mask = Mask.load(path)
     if mask.digest != digest:
         raise UsageError(
-            f"{path} holds the mask {mask.digest[:12]}, but {METRICS_FILE} in the same folder names {digest[:12]}. {RERUN}"
+            f"{path} holds the mask {mask.digest[:12]}, but {METRICS_FILE} in the same folder names {digest[:12]}. "
+            f"{RERUN}"
         )
     return mask
 

@@ -13,7 +13,7 @@ PALETTE = (
     *("#0072B2", "#882255", "#88CCEE", "#44AA99", "#117733", "#CC6677", "#999933", "#E69F00", "#332288", "#AA4499"),
     *("#661100", "#6699CC", "#DDCC77", "#4477AA"),
 )
-"""For arms without a color, from the palettes of Okabe and Ito and of Paul Tol, which color-blind people can tell apart."""
+"""For arms without a color, from the palettes of Okabe and Ito and of Paul Tol, which are safe for the color-blind."""
 
 MARKERS = {"none": "o", "head": "^", "adapter": "D", "all": "D"}
 """By what an arm trains, except for baselines, which are drawn as `o`."""

@@ -28,10 +28,11 @@ class Design:
         """The design of a study, given one row per condition with `arm`, `role`, `starts_from` and `control`."""
         arms = results.drop_duplicates("arm").set_index("arm")
         starts, controls = ({**arms[name].dropna()} for name in ("starts_from", "control"))
-        baselines = [*(arm for arm, _ in Counter(starts.values()).most_common()), *arms.index[arms["role"] == "baseline"]]
-        baseline = next(iter(baselines), None)
-        references = {arm: starts.get(arm, baseline) for arm in arms.index}
-        references = {arm: other for arm, other in references.items() if other not in (arm, None)}
+        common = [arm for arm, _ in Counter(starts.values()).most_common(1)]
+        baseline = next(iter([*common, *arms.index[arms["role"] == "baseline"]]), None)
+        references = {
+            arm: starts.get(arm, baseline) for arm in arms.index if starts.get(arm, baseline) not in (arm, None)
+        }
         return cls(baseline, references, {arm: control for arm, control in controls.items() if arm in references})
 
     @property

@@ -116,10 +116,11 @@ def new_folder(path: Path, overwrite: bool, known_by: str) -> Iterator[Path]:
     path = path.resolve()
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         if not overwrite:
-            raise UsageError(f"--out {path} exists and is not empty. Give another folder, or --overwrite to replace it.")
+            raise UsageError(f"--out {path} exists and is not empty. Give another folder, or add --overwrite.")
         if not (path / known_by).is_file():
             raise UsageError(
-                f"--out {path} is not an earlier export (it has no {known_by}), so it is not replaced. Give another folder."
+                f"--out {path} is not an earlier export (it has no {known_by}), so it is not replaced. Give another "
+                "folder."
             )
     temporary, before = (path.with_name(f".{path.name}.{uuid.uuid4().hex}.{end}") for end in ("tmp", "old"))
     temporary.mkdir(parents=True)

@@ -1,7 +1,7 @@
 """What each row adds to a metric: values whose mean is the metric, and whose spread gives its standard error.
 
-Linearizing makes a resample a weighted mean, so that all metrics share one set of weights; the standard error is that of
-the infinitesimal jackknife (Efron, The Jackknife, the Bootstrap and Other Resampling Plans, 1982, chapter 6).
+Linearizing makes a resample a weighted mean, so that all metrics share one set of weights; the standard error is that
+of the infinitesimal jackknife (Efron, The Jackknife, the Bootstrap and Other Resampling Plans, 1982, chapter 6).
 
 All functions take labels [rows] and log-probabilities [rows, classes], and return float [rows].
 """

@@ -1,17 +1,16 @@
 """The JSON files of a run: every field is checked as it is read, and named in the message where it is wrong."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
-from typing_extensions import NotRequired, TypedDict  # pydantic needs this one before Python 3.12
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from lightning_app.errors import UsageError
 from lightning_app.results.files import FIT_FILE, RERUN, read_json
 from lightning_app.results.identity import Role
+from lightning_app.results.settings import settings_digest
 
 
 def _printable(text: str) -> str:
@@ -141,7 +140,8 @@ def read_metrics(file: Path) -> dict[str, Any]:
     for name in fit:
         if recorded.get(name) != fit[name]:
             raise UsageError(
-                f"{file} has {recorded.get(name)!r} as {name}, but {FIT_FILE} in the same folder has {fit[name]!r}. {RERUN}"
+                f"{file} has {recorded.get(name)!r} as {name}, but {FIT_FILE} in the same folder has {fit[name]!r}. "
+                f"{RERUN}"
             )
     return record
 
@@ -173,11 +173,6 @@ def read_condition(file: Path) -> dict[str, Any]:
     return record
 
 
-def settings_digest(settings: Mapping[str, Any]) -> str:
-    """SHA-256 of the settings of a condition."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
 def read_sweep(file: Path) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """The metrics without a mask, and one record per mask.
 
@@ -206,7 +201,7 @@ def _metrics(file: Path, content: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of the registry that a record has."""
     from lightning_app.results.metrics import METRICS  # brings numpy, which starting a run need not wait for
 
-    values = _checked(file, content, TypedDict("Values", dict.fromkeys(METRICS, float), total=False))
+    values = _checked(file, {name: content[name] for name in METRICS if name in content}, dict[str, float])
     for name, value in values.items():
         if not METRICS[name].admits(value):
             low, high = METRICS[name].low, METRICS[name].high

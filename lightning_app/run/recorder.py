@@ -1,4 +1,4 @@
-"""Measures evaluations, and writes what a run leaves: `fit.json` after training, then predictions and `metrics.json`."""
+"""Measures evaluations, and writes the results of a run: `fit.json`, predictions and `metrics.json`."""
 
 import sys
 from contextlib import suppress
@@ -161,7 +161,8 @@ class Recorder(MetricLogger):
 
         folder, datamodule = Path(trainer.default_root_dir), cast(Any, trainer).datamodule
         fit, device = read_fit(folder / FIT_FILE), trainer.strategy.root_device
-        seconds = fit.pop("seconds", {}) | {"evaluate": perf_counter() - self._started[cast(TrainerFn, trainer.state.fn).value]}
+        started = self._started[cast(TrainerFn, trainer.state.fn).value]
+        seconds = fit.pop("seconds", {}) | {"evaluate": perf_counter() - started}
         names = self._names(pl_module)
         record = {
             **names,

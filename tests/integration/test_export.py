@@ -24,7 +24,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from influence_masking import Mask
 from lightning_app.__main__ import main
 from lightning_app.deploy.export import export
-from lightning_app.run.trained_run import FinishedRun
+from lightning_app.run.trained_run import TrainedRun
 
 OWN_LABELS = ["<i>bad</i>", "good | fine"]
 WORDS = ["a", "film", "of", "no", "great", "charm", "dull", "plot", "and", "the"]
@@ -45,11 +45,11 @@ def exported(study, tmp_path_factory):
     """Exports an arm of the study, once; returns the folder and the run, built anew: exporting merges adapters."""
     folder, done = tmp_path_factory.mktemp("exported"), {}
 
-    def get(arm: str) -> tuple[Path, FinishedRun]:
+    def get(arm: str) -> tuple[Path, TrainedRun]:
         checkpoint = checkpoint_of(study, "docstrings", arm)
         if arm not in done:
             export(checkpoint, folder / arm)
-            done[arm] = FinishedRun(checkpoint)
+            done[arm] = TrainedRun(checkpoint)
             done[arm].datamodule.setup()
         return folder / arm, done[arm]
 
@@ -106,7 +106,7 @@ def mean_pooled(tiny_bert, tmp_path_factory) -> Path:
     return folder / "small"
 
 
-def logits(model, run: FinishedRun, hide_mask: bool = False) -> torch.Tensor:
+def logits(model, run: TrainedRun, hide_mask: bool = False) -> torch.Tensor:
     """Those of eval, in the order of its rows, from the batches of the run."""
     rows, found = [], []
     with torch.no_grad():
@@ -179,7 +179,7 @@ def test_the_mask_is_in_the_folder_and_its_weights_are_zero(arm, exported):
 def test_a_mean_pooled_encoder_is_loaded_by_the_file_that_its_folder_carries(arm, mean_pooled, tiny_bert, tmp_path):
     checkpoint = checkpoint_of(mean_pooled, "own", arm)
     export(checkpoint, tmp_path / "out")
-    run = FinishedRun(checkpoint)
+    run = TrainedRun(checkpoint)
     run.datamodule.setup()
     with pytest.raises(ValueError, match="trust_remote_code=True"):
         AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", trust_remote_code=False)

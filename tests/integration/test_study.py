@@ -186,7 +186,9 @@ def _start(study: Path) -> Path:
     return study / "docstrings" / "baseline" / "seed0" / "start.safetensors"
 
 
-@pytest.mark.parametrize("option", ["data.batch_size=3", *(f"model.micro_batch_size={size}" for size in (1, 7, 50))])
+@pytest.mark.parametrize(
+    "option", ["data.batch_size=3", *(f"model.masking.micro_batch_size={size}" for size in (1, 7, 50))]
+)
 def test_the_mask_does_not_depend_on_how_many_rows_are_taken_at_once(
     option, study, condition_words, influence, tmp_path
 ):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from influence_masking import MaskingError
+from influence_masking import MaskingError, MaskingOptions
 from modules import Influence, OptionError, Sweep
 
 
@@ -32,7 +32,10 @@ def test_every_score_tail_and_fraction_is_measured_and_the_weights_are_left(swep
 @pytest.mark.parametrize("tail", ["lowest", "highest"])
 def test_a_point_is_what_the_arm_of_that_mask_finds(tail, swept, tiny_qwen, docstrings, trainer):
     torch.manual_seed(0)
-    arm, data = Influence(backbone=tiny_qwen, num_labels=7, tail=tail), docstrings(early_stop_on="dev")
+    arm, data = (
+        Influence(backbone=tiny_qwen, num_labels=7, masking=MaskingOptions(tail=tail, num_samples=None)),
+        docstrings(early_stop_on="dev"),
+    )
     trainer(max_epochs=0).fit(arm, datamodule=data)
     (point,) = (
         p for p in swept[0].sweep["points"] if (p["score"], p["tail"], p["fraction"]) == ("sign_gradient", tail, 0.05)

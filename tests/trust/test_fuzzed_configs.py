@@ -94,8 +94,13 @@ OPTIONS = {
         "data.train_size",
     ],
     "lora": ["model.rank", "model.alpha", "model.dropout", "data.max_length", "data.eval_size", "seed_everything"],
-    "influence": ["model.fraction", "model.micro_batch_size", "data.calibration_size", "data.num_workers"],
-    "sweep": ["model.fractions", "model.micro_batch_size", "data.pad_lengths"],
+    "influence": [
+        "model.masking.fraction",
+        "model.masking.micro_batch_size",
+        "data.calibration_size",
+        "data.num_workers",
+    ],
+    "sweep": ["model.fractions", "model.masking.micro_batch_size", "data.pad_lengths"],
 }
 
 

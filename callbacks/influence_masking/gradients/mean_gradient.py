@@ -23,6 +23,7 @@ from influence_masking.errors import MaskingError
 from influence_masking.gradients.batches import Batch, split
 from influence_masking.runtime.processes import ALONE, Processes
 from influence_masking.runtime.sharding import local_part
+from influence_masking.runtime.xla import run_pending
 
 PIECE = 1 << 17  # elements added at a time on the CPU, where torch makes a copy in the wider type first
 
@@ -119,7 +120,7 @@ def mean_loss(calibration: Calibration, micro_batch_size: int) -> float:
     losses = []
     for piece in (piece for batch in calibration.batches for piece in split(batch, micro_batch_size)):
         losses.append((piece.size, calibration.loss_function(piece)))
-        _run_pending(losses[-1][1].device)
+        run_pending(losses[-1][1].device)
     loss, num_samples = _mean(losses, calibration.processes)
     _check_finite_loss(loss, num_samples)
     return loss
@@ -199,7 +200,7 @@ def _accumulate(
             sums.weight = piece.size
             loss.backward()
             losses.append((piece.size, loss.detach()))
-            _run_pending(loss.device)
+            run_pending(loss.device)
     finally:
         sums.close()
     return sums.by_name, losses
@@ -284,14 +285,6 @@ def _check_finite(name: str, grad: Tensor) -> None:
             f"Asked for the gradient of {name}, found {int((~finite).sum())} of {grad.numel()} elements infinite or "
             "not a number. Check the data and the weights, or train in a type with a wider range."
         )
-
-
-def _run_pending(device: torch.device) -> None:
-    """Has XLA run what it has recorded, so that each micro-batch is one program and not all of them together."""
-    if device.type == "xla":
-        import torch_xla
-
-        torch_xla.sync()
 
 
 def _sum_type(device: torch.device) -> torch.dtype:

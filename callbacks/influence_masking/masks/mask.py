@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from influence_masking.errors import MaskingError
-from influence_masking.masks import bits, tensorfile
+from influence_masking.masks import bits, files
 from influence_masking.masks.names import canonical_name, layer_of, projection_of
 from influence_masking.runtime.sharding import local_part
 
@@ -69,7 +69,7 @@ class Mask:
         for name, shape in self.shapes.items():
             _check_bits(name, math.prod(shape), self.packed.get(name))
         if extra := [name for name in self.packed if name not in self.shapes]:
-            raise MaskingError(f"Asked for a mask over {list(self.shapes)[:3]}..., found bits of {extra[0]} beside it.")
+            raise _damaged(f"it has bits for {extra[0]}, which has no shape")
 
     @classmethod
     def from_flags(cls, flags: Mapping[str, Tensor], **provenance: Any) -> "Mask":
@@ -108,7 +108,7 @@ class Mask:
         sha = hashlib.sha256()
         for name in sorted(self.shapes):
             sha.update(json.dumps([name, list(self.shapes[name])]).encode())
-            sha.update(memoryview(tensorfile.bytes_of(self.packed[name])))
+            sha.update(self.packed[name].contiguous().numpy().tobytes())
         return sha.hexdigest()
 
     def __eq__(self, other: object) -> bool:
@@ -159,9 +159,8 @@ class Mask:
             found = tuple(parameters[name].shape) if name in parameters else None
             if found != shape:
                 raise MaskingError(
-                    f"Asked to apply a mask with {name} of shape {shape}, found "
-                    f"{'no such parameter' if found is None else f'the shape {found}'} in {type(module).__name__}. "
-                    "Use a mask that was made for this model."
+                    f"The mask does not fit the module: it has {name} of shape {shape}, {type(module).__name__} has "
+                    f"{'no such parameter' if found is None else f'shape {found}'}. Use a mask made for this model."
                 )
         return {name: parameters[name] for name in self.shapes}
 
@@ -180,7 +179,7 @@ class Mask:
         """Writes the mask as a safetensors file, its provenance extended by the keywords given here."""
         known = json.dumps(self.provenance | provenance, default=str)
         metadata = {"format": FORMAT, "digest": self.digest, "shapes": json.dumps(self.shapes), "provenance": known}
-        tensorfile.write(path, self.packed, metadata | {"checksum": _checksum(metadata)})
+        files.write(path, self.packed, metadata | {"checksum": _checksum(metadata)})
 
     @classmethod
     def load(cls, path: str | Path) -> "Mask":
@@ -189,20 +188,20 @@ class Mask:
         Raises:
             MaskingError: If the file is missing, damaged, or not a mask.
         """
-        packed, metadata = tensorfile.read(path)
+        packed, metadata = files.read(path)
         if metadata.get("format") != FORMAT:
             raise MaskingError(
-                f"Asked for a mask of format {FORMAT}, found {metadata.get('format')!r} in {path}. Pass a file that "
-                "`Mask.save` wrote."
+                f"{path} is not a mask file: its format is {metadata.get('format')!r}, not {FORMAT!r}. Pass a file "
+                "that `Mask.save` wrote."
             )
         try:
+            if metadata.pop("checksum", None) != _checksum(metadata):
+                raise _damaged("its metadata do not match their checksum")
             parts = {name: json.loads(metadata[name]) for name in ("shapes", "provenance")}
-            mask = cls.from_state_dict(parts | {"packed": packed, "digest": metadata["digest"]})
+            return cls.from_state_dict(parts | {"packed": packed, "digest": metadata["digest"]})
         except (KeyError, ValueError, RecursionError) as error:
-            raise MaskingError(f"Asked to read {path} as a mask, found that it is damaged: {error}") from error
-        if metadata.pop("checksum", None) != _checksum(metadata):
-            raise MaskingError(f"Asked to read {path}, found metadata that do not give their checksum: it is damaged.")
-        return mask
+            cause = error if isinstance(error, MaskingError) else _damaged(f"its metadata cannot be parsed ({error!r})")
+            raise MaskingError(f"Cannot read mask file {path}. {cause}") from error
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the mask as tensors and plain values, for a checkpoint."""
@@ -219,15 +218,15 @@ class Mask:
         """
         parts = ("shapes", "packed", "provenance")
         if not isinstance(state, Mapping) or not all(isinstance(state.get(part), dict) for part in parts):
-            raise MaskingError(f"Asked for {', '.join(parts)} of a mask, found not all of them: the mask is damaged.")
+            raise _damaged(f"it lacks one of {', '.join(parts)}")
         for name, shape in state["shapes"].items():
-            if not isinstance(name, str) or not tensorfile.is_shape(shape):
-                raise MaskingError(f"Asked for a shape of {name!r}, found {shape!r}: the mask is damaged.")
+            if not isinstance(name, str) or not _is_shape(shape):
+                raise _damaged(f"it gives {name!r} the shape {shape!r}")
         shapes = {name: tuple(shape) for name, shape in state["shapes"].items()}
         packed = {name: bits.cpu() if isinstance(bits, Tensor) else bits for name, bits in state["packed"].items()}
         mask = cls(shapes, packed, dict(state["provenance"]))
         if mask.digest != state.get("digest"):
-            raise MaskingError("Asked for a mask, found bits and shapes that do not give its digest: it is damaged.")
+            raise _damaged("its bits and shapes do not match its digest")
         return mask
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -235,8 +234,9 @@ class Mask:
         for name in [*self.shapes, *shapes]:
             if self.shapes.get(name) != shapes.get(name):
                 raise MaskingError(
-                    f"Asked to combine masks or gradients, found {name} with shape {self.shapes.get(name)} in one and "
-                    f"{shapes.get(name)} in the other. Combine those over the same candidates."
+                    f"The masks or gradients are not over the same candidates: {name} has shape "
+                    f"{self.shapes.get(name)} in one and {shapes.get(name)} in the other. Combine those of one model "
+                    "and the same targets."
                 )
 
     def _combine(self, other: "Mask", operation: Callable[[Tensor, Tensor], Tensor]) -> "Mask":
@@ -250,9 +250,17 @@ def _checksum(metadata: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
+def _damaged(found: str) -> MaskingError:
+    return MaskingError(f"The mask is damaged: {found}. Make it again, or use another copy.")
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(type(size) is int and 0 <= size < 2**63 for size in value)
+
+
 def _check_bits(name: str, count: int, packed: Tensor | None) -> None:
     if not isinstance(packed, Tensor) or packed.dtype != torch.uint8 or packed.shape != (-(-count // 8),):
         found = f"{packed.dtype} of shape {tuple(packed.shape)}" if isinstance(packed, Tensor) else "none"
-        raise MaskingError(f"Asked for {count} bits of {name}, found {found}: the mask is damaged.")
+        raise _damaged(f"{name} needs {count} packed bits, found {found}")
     if count % 8 and int(packed[-1]) & (0xFF >> count % 8):
-        raise MaskingError(f"Asked for {count} bits of {name}, found more that are set: the mask is damaged.")
+        raise _damaged(f"{name} has {count} weights, found bits set beyond them")

@@ -1,6 +1,5 @@
 """The ways of training that a mask has been tested under."""
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import Strategy
 from torch.distributed import group
@@ -21,11 +20,6 @@ def check_strategy(strategy: Strategy) -> None:
         )
 
 
-def restores_late(trainer: Trainer) -> bool:
-    """Returns whether a checkpoint is read only after ``on_fit_start``, as for a sharded model."""
-    return trainer.strategy.restore_checkpoint_after_setup
-
-
 def gradient_processes(trainer: Trainer) -> Processes:
     """Returns the processes that divide the calibration data between them.
 
@@ -35,11 +29,3 @@ def gradient_processes(trainer: Trainer) -> Processes:
     if type(trainer.strategy).__name__ != "DDPStrategy" or trainer.world_size == 1:
         return ALONE
     return Processes(group.WORLD, trainer.strategy.root_device)
-
-
-def run_pending(device: torch.device) -> None:
-    """Has XLA run what was asked of it so far: left for later, it would make another program of the next step."""
-    if device.type == "xla":
-        import torch_xla
-
-        torch_xla.sync()

@@ -15,13 +15,14 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from influence_masking.errors import MaskingError
 
-ScoreFunction = Callable[..., Tensor]
+ScoreFunction = Callable[..., Any]  # returns a Tensor; as a type it would add its subclasses to a command line's help
 
 
 def sign_gradient(theta: Tensor, grad: Tensor) -> Tensor:
@@ -69,6 +70,7 @@ def random(theta: Tensor, grad: Tensor, *, position: Tensor, seed: int) -> Tenso
 SCORES: dict[str, ScoreFunction] = {
     function.__name__: function for function in (sign_gradient, taylor, snip, gradient, magnitude, random)
 }
+MATCHED = "random_matched"  # no function: the weights are drawn to match the mask of another score
 
 
 def resolve_score(score: str | ScoreFunction, seed: int = 0) -> ScoreFunction:
@@ -101,7 +103,7 @@ def _import_score(path: str) -> ScoreFunction:
     module_name, _, attribute = path.rpartition(".")
     if not module_name:
         raise MaskingError(
-            f"Asked for score={path!r}, found no such score. Use one of {[*SCORES, 'random_matched']}, or the path of "
+            f"Asked for score={path!r}, found no such score. Use one of {[*SCORES, MATCHED]}, or the path of "
             "your own function (package.module.function)."
         )
     try:

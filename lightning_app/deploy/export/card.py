@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from lightning_app.results import markdown
 from lightning_app.results.files import MASK_FILE, METRICS_FILE, read_json, write_text
 from lightning_app.results.metrics import METRICS
-from lightning_app.run.trained_run import FinishedRun
+from lightning_app.run.trained_run import TrainedRun
 from modules import LoRA
 from modules.backbone import published_name
 
@@ -20,7 +20,7 @@ MEASURED = "best.ckpt"
 CHANGES = {"predicted_change": "predicted change", "measured_change": "measured change"}
 
 
-def write_card(run: FinishedRun, folder: Path, prefix: str) -> None:
+def write_card(run: TrainedRun, folder: Path, prefix: str) -> None:
     """Writes `README.md` into the folder of an export; what comes from data or configurations is escaped.
 
     Args:
@@ -41,8 +41,8 @@ def write_card(run: FinishedRun, folder: Path, prefix: str) -> None:
     environment.filters["md"] = markdown.escape
     text = environment.get_template("card.md").render(
         head=_head(run),
-        dataset=run.datamodule.name,
-        arm=run.folder.parent.name,
+        dataset=run.identity.dataset,
+        arm=run.identity.arm.label,
         condition=markdown.table(_condition(run, metrics)),
         results=markdown.table(_results(metrics)) if metrics else "",
         eval_split=run.datamodule.eval_split_name,
@@ -60,21 +60,21 @@ def write_card(run: FinishedRun, folder: Path, prefix: str) -> None:
     write_text(folder / "README.md", text)
 
 
-def _head(run: FinishedRun) -> str:
+def _head(run: TrainedRun) -> str:
     """What model hubs read, as YAML."""
     backbone = published_name(run.model.backbone_name)
     head = {"library_name": "transformers", "pipeline_tag": "text-classification"}
     return yaml.safe_dump(head if Path(backbone).is_dir() else head | {"base_model": backbone}, sort_keys=False).strip()
 
 
-def _condition(run: FinishedRun, metrics: dict[str, Any]) -> pd.DataFrame:
+def _condition(run: TrainedRun, metrics: dict[str, Any]) -> pd.DataFrame:
     asked = vars(run.datamodule.sizes)
     sizes = {
         name: "all" if size is None else f"{size:,}" for name, size in (asked | metrics.get("split_sizes", {})).items()
     }
     facts = {
-        "dataset": run.datamodule.name,
-        "arm": run.folder.parent.name,
+        "dataset": run.identity.dataset,
+        "arm": run.identity.arm.label,
         "seed": str(run.model.seed),
         "backbone": run.model.backbone_name,
         "rows": ", ".join(f"{name} {size}" for name, size in sizes.items()),

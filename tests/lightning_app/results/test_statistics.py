@@ -32,7 +32,6 @@ from lightning_app.results.statistics import (
     tost,
 )
 
-
 BASELINE = "baseline"
 DECLARED = [("influence", BASELINE), ("influence", "random_matched")]
 
@@ -82,7 +81,8 @@ def test_every_metric_is_the_mean_of_its_values_and_equals_torchmetrics(classes)
     assert evaluation.metrics["macro_f1"] == pytest.approx(
         float(multiclass_f1_score(scores, target, classes, average="macro")), abs=1e-6
     )
-    assert evaluation.metrics["nll"] == pytest.approx(float(torch.nn.functional.cross_entropy(scores, target)), abs=1e-6)
+    loss = torch.nn.functional.cross_entropy(scores, target)
+    assert evaluation.metrics["nll"] == pytest.approx(float(loss), abs=1e-6)
     assert evaluation.metrics["ece"] == pytest.approx(
         float(multiclass_calibration_error(scores.softmax(-1), target, classes, n_bins=15)), abs=1e-6
     )
@@ -114,9 +114,7 @@ def test_the_jackknife_of_a_difference_is_that_of_the_difference():
     evaluations = [condition(arm, 0, rows=2000) for arm in ("baseline", "lora")]
     known = [evaluation.values["nll"] for evaluation in evaluations]
     values = [jackknife(np.arange(2000), lambda chosen, own=own: float(own[chosen].mean())) for own in known]
-    drawn = [
-        bootstrap_rows([(np.arange(2000), pair[0] - pair[1])], 1000)[:, 0].std() for pair in (known, values)
-    ]
+    drawn = [bootstrap_rows([(np.arange(2000), pair[0] - pair[1])], 1000)[:, 0].std() for pair in (known, values)]
     assert drawn[1] == pytest.approx(drawn[0], rel=0.2)
 
 
