@@ -166,7 +166,7 @@ def test_the_adapter_alone_gives_the_logits_of_its_run(exported):
     assert sum(weight.numel() for weight in weights.values()) == metrics_of(run.folder)["trainable_parameters"]
 
 
-@pytest.mark.parametrize("arm", ["influence", "influence_tuned"])
+@pytest.mark.parametrize("arm", ["influence", "influence+all"])
 def test_the_mask_is_in_the_folder_and_its_weights_are_zero(arm, exported):
     folder, run = exported(arm)
     mask, weights = Mask.load(folder / "mask.safetensors"), load_file(folder / "model.safetensors")
