@@ -25,7 +25,7 @@ ENDINGS = {"_tuned": "+all", "_head": "+head"}
 CLASSES = "lightning_app.checkpoint."
 MOVED = {
     r"arm=": ("`arm: NAME`", "`arm: {name: NAME, role: ROLE}`"),
-    r"model\.(fraction|score|tail|scope|targets|micro_batch_size)=": (
+    r"model\.(fraction|score|tail|scope|micro_batch_size)=": (
         "the options of masking in model.init_args",
         "model.init_args.masking",
     ),
