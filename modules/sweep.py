@@ -1,7 +1,7 @@
 """The loss and the predictions under masks of many sizes, all from one gradient."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -57,6 +57,7 @@ class Sweep(Classifier):
     Raises:
         OptionError: If a list is empty or a fraction is out of range.
         MaskingError: If a score is unknown or `targets` match nothing.
+        BackboneError: As `Influence`.
     """
 
     trains = "none"
@@ -84,6 +85,7 @@ class Sweep(Classifier):
 
     def adapt(self) -> None:
         """Freezes everything, once it is certain that there are weights to mask."""
+        self.masking.options = replace(self.masking.options, targets=self.candidate_targets())
         find_candidates(self, self.masking.options.targets)
         self.requires_grad_(False)
         self.train()
