@@ -18,7 +18,6 @@ from modules.checkpoints import check_fit
 from modules.errors import CheckpointError, OptionError
 from modules.families import as_targets, candidate_names, family_of, state_width
 from modules.features import Batch, Features, extract
-from modules.measures import Measures
 from modules.start import Start
 
 
@@ -90,7 +89,6 @@ class Classifier(LightningModule):
             self.start.check_backbone(self.backbone_fingerprint, backbone, num_labels)
             self.start.check_head(self.head.state_dict())
             self.head.load_state_dict(self.start.head)
-        self.measures = Measures(num_labels)
         self._train_features: Features | None = None
         self._eval_features: Features | None = None
         self.adapt()
@@ -152,7 +150,6 @@ class Classifier(LightningModule):
 
     def on_validation_start(self) -> None:
         """The same for the rows of a validation while fitting, else for eval."""
-        self.measures.begin(self.device)
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         self._eval_features = self._frozen_features(lambda data: data.early_stop_on if fitting else "eval")
 
@@ -207,27 +204,16 @@ class Classifier(LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Batch:
-        """Updates the measures; returns rows, labels and logits, from which predictions are written.
+        """Returns rows, labels and logits; a callback measures them and logs the metrics.
 
-        Places without a row (`row` -1), which fill a batch, count nowhere.
+        Places that only fill a batch have `row` -1.
         """
         logits = self._logits(batch, self._eval_features)
-        self.measures.update(logits, batch["labels"])
         return {"row": batch["row"], "labels": batch["labels"], "logits": logits}
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs accuracy, macro-F1, ECE and NLL: as `val/...` while fitting, as `eval/...` on the eval split."""
-        split = "val" if self.trainer.state.fn == TrainerFn.FITTING else "eval"
-        values = {f"{split}/{name}": value for name, value in self.measures.compute().items()}
-        self.log_dict(values, prog_bar=split == "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> Batch:
         """The same as validation: both measure the eval split."""
         return self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """The same as validation."""
-        self.on_validation_epoch_end()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
         """Rows and logits of a batch of any texts."""

@@ -42,7 +42,7 @@ class TrainedRun(InfluenceCLI):
         path = self.folder / "config.yaml"
         if not path.is_file():
             raise UsageError(
-                f"{path} is missing: it describes the model of {self.checkpoint}. Give a checkpoint in its run's folder."
+                f"{path} is missing: it describes the model of {self.checkpoint}. Give one in its run's folder."
             )
         config = read_config(path)
         try:

@@ -166,7 +166,7 @@ def test_the_adapter_alone_gives_the_logits_of_its_run(exported):
     assert sum(weight.numel() for weight in weights.values()) == metrics_of(run.folder)["trainable_parameters"]
 
 
-@pytest.mark.parametrize("arm", ["influence", "influence_tuned"])
+@pytest.mark.parametrize("arm", ["influence", "influence+all"])
 def test_the_mask_is_in_the_folder_and_its_weights_are_zero(arm, exported):
     folder, run = exported(arm)
     mask, weights = Mask.load(folder / "mask.safetensors"), load_file(folder / "model.safetensors")
@@ -259,9 +259,9 @@ def test_a_folder_with_something_in_it_is_kept(study, influence, tmp_path, capsy
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     assert influence(*words) == 2
-    assert "is there and not empty" in told(capsys)
+    assert "exists and is not empty" in told(capsys)
     assert influence(*words, "--overwrite") == 2
-    assert "is no earlier export" in told(capsys)
+    assert "is not an earlier export" in told(capsys)
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "thesis.txt"]
 
 
