@@ -112,7 +112,7 @@ class RunSweep(Callback):
 def measure_dev(trainer: Trainer, module: Classifier) -> dict[str, float]:
     """Accuracy and mean NLL (nats) of the module, as it is, on all of the dev split."""
     plugin, right, nll, rows = trainer.precision_plugin, 0.0, 0.0, 0
-    for batch in cast(Any, trainer).datamodule.ordered_dataloader("dev"):
+    for batch in cast(Any, trainer).datamodule.ordered_dataloader("dev", shared=False):
         batch = trainer.strategy.batch_to_device(plugin.convert_input(batch))
         with plugin.val_step_context():
             logits = module(batch["input_ids"], batch["attention_mask"]).cpu()
