@@ -4,13 +4,12 @@ import hashlib
 import importlib.util
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from modules.errors import BackboneError
 
@@ -82,9 +81,17 @@ def load_backbone(name: str) -> PreTrainedModel:
         raise BackboneError(
             f"The weights of the backbone {name!r} lack {missing[0]}, which would be random. Complete them."
         )
+    return prepared(backbone)
+
+
+def prepared(backbone: Any) -> PreTrainedModel:
+    """Leaves of a pretrained transformer what a classifier needs: its token states, each text read once and whole."""
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None  # pooling is ours; unused weights would be counted, decayed and saved
     backbone.config.use_cache = False  # keys and values of a text that is read once are of no use
+    if hasattr(backbone, "set_attention_type"):
+        backbone.set_attention_type("original_full")  # BigBird's sparse attention depends on the padded length
+        backbone.config.attention_type = "original_full"
     return backbone.train()
 
 
@@ -117,20 +124,15 @@ def _where(name: str) -> str:
     return "that folder" if Path(name).is_dir() else f"{constants.ENDPOINT} (HF_ENDPOINT)"
 
 
-def default_pooling(backbone: PreTrainedModel) -> Pooling:
-    """`mean` for encoders (they have a masked-language-model class in transformers), `last` for causal decoders."""
-    return "mean" if backbone.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "last"
-
-
-def visible(attention_mask: Tensor, pooling: Pooling) -> Tensor | None:
-    """What the backbone is told of right padding, so that no mask is read back from the device.
+def visible(attention_mask: Tensor, causal: bool) -> Tensor | None:
+    """The attention mask that the backbone gets for right-padded rows, so that none is read back from the device.
 
     A causal backbone never looks from a token to its right: without a mask it takes the attention kernel's fast path.
-    On XLA, where even transformers' look at the mask would end the program, it is told who sees whom.
+    On XLA, where even transformers' look at the mask would end the program, the mask says which token sees which.
 
     Args:
         attention_mask: 1 at tokens, 0 at padding, `[batch, tokens]`; padding on the right.
-        pooling: `last` for causal backbones.
+        causal: Whether no token of the backbone sees one to its right.
 
     Returns:
         None, the mask itself, or on XLA a bool `[batch, 1, tokens, tokens]`.
@@ -138,8 +140,8 @@ def visible(attention_mask: Tensor, pooling: Pooling) -> Tensor | None:
     if attention_mask.device.type == "xla":
         tokens = attention_mask.shape[1]
         seen = attention_mask.bool()[:, None, None, :].expand(-1, 1, tokens, tokens)
-        return seen if pooling == "mean" else seen.tril()
-    return None if pooling == "last" else attention_mask
+        return seen.tril() if causal else seen
+    return None if causal else attention_mask
 
 
 def pool(hidden: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:

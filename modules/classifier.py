@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PretrainedConfig, get_linear_schedule_with_warmup
 
-from modules.backbone import backbone_fingerprint, compile_layers, default_pooling, load_backbone, pool, visible
+from modules.backbone import Pooling, backbone_fingerprint, compile_layers, load_backbone, pool, visible
 from modules.caches import Caches
 from modules.checkpoints import check_fit
 from modules.errors import CheckpointError, OptionError
+from modules.families import as_targets, candidate_names, family_of, state_width
 from modules.features import Batch, Features, extract
-from modules.measures import Measures
 from modules.start import Start
 
 
@@ -35,6 +35,9 @@ class Classifier(LightningModule):
         learning_rate: Peak learning rate of AdamW; None: its own default, 1e-3.
         weight_decay: AdamW's decay of matrices; biases and norms are not decayed.
         warmup_ratio: Share of the steps over which the learning rate rises linearly; then it falls linearly to 0.
+        pooling: How token states become the vector of a text: `last` or `mean`. None: as the backbone's family does.
+        targets: Which weights are masked or adapted: a list of name endings (`q_proj`), or a regular expression that
+            matches whole parameter names. None: the attention and MLP matrices of the backbone's family.
         compile: Compile the backbone's layers by `torch.compile`, once for all batches: for long fits on a GPU.
         start: File of the baseline start (`start.safetensors`). None begins with a random head.
         seed: Seed of the condition; recorded in the start, and seeds random masks.
@@ -44,7 +47,7 @@ class Classifier(LightningModule):
 
     Raises:
         OptionError: If an option is out of its range.
-        BackboneError: If the backbone cannot be loaded.
+        BackboneError: If the backbone cannot be loaded, or cannot classify texts.
         StartError: If the start is missing or was made with another backbone or number of classes.
     """
 
@@ -58,6 +61,8 @@ class Classifier(LightningModule):
         learning_rate: float | None = None,
         weight_decay: float = 0.01,
         warmup_ratio: float = 0.1,
+        pooling: Pooling | None = None,
+        targets: list[str] | str | None = None,
         compile: bool = False,
         start: str | None = None,
         seed: int = 0,
@@ -70,20 +75,20 @@ class Classifier(LightningModule):
                 "learning_rate must be positive, weight_decay at least 0 and warmup_ratio in [0, 1), "
                 f"found {learning_rate}, {weight_decay} and {warmup_ratio}."
             )
-        self.backbone_name, self.num_labels, self.seed = backbone, num_labels, seed
+        self.backbone_name, self.num_labels, self.seed, self.targets = backbone, num_labels, seed, targets
         self.learning_rate, self.weight_decay, self.warmup_ratio = learning_rate, weight_decay, warmup_ratio
         # before the backbone: a missing start is found in milliseconds
         self.start = Start.load(start) if start else None
         pretrained = load_backbone(backbone)
-        self.pooling = default_pooling(pretrained)
-        self.head = self._new_head(pretrained.config)
+        self.family = family_of(pretrained, backbone)
+        self.pooling = pooling or self.family.pooling
+        self.head = self._new_head(state_width(pretrained), pretrained.config)
         self.backbone: nn.Module = pretrained
         self.backbone_fingerprint = backbone_fingerprint(self.backbone)
         if self.start:
             self.start.check_backbone(self.backbone_fingerprint, backbone, num_labels)
             self.start.check_head(self.head.state_dict())
             self.head.load_state_dict(self.start.head)
-        self.measures = Measures(num_labels)
         self._train_features: Features | None = None
         self._eval_features: Features | None = None
         self.adapt()
@@ -91,9 +96,9 @@ class Classifier(LightningModule):
         if compile:
             compile_layers(self.backbone)
 
-    def _new_head(self, config: PretrainedConfig) -> nn.Linear:
+    def _new_head(self, width: int, config: PretrainedConfig) -> nn.Linear:
         """As transformers initialises a classification head: normal, 0.02 wide unless the configuration says else."""
-        head = nn.Linear(config.hidden_size, self.num_labels, bias=self.pooling == "mean")
+        head = nn.Linear(width, self.num_labels, bias=self.pooling == "mean")
         nn.init.normal_(head.weight, std=getattr(config, "initializer_range", 0.02))
         if head.bias is not None:
             nn.init.zeros_(head.bias)
@@ -101,6 +106,16 @@ class Classifier(LightningModule):
 
     def adapt(self) -> None:
         """What the arm does to the model before training: freeze, or wrap. The default trains every weight."""
+
+    def candidate_targets(self) -> list[str] | str:
+        """The weights that may be masked or adapted: those that the user named, or those of the backbone's family.
+
+        Raises:
+            BackboneError: If the user named none and the family's cannot be told from other weights.
+        """
+        if self.targets is not None:
+            return self.targets
+        return as_targets(candidate_names(self.backbone, self.family, self.backbone_name), self.backbone)
 
     def train(self, mode: bool = True) -> "Classifier":
         """Keeps a wholly frozen backbone in eval mode, so that its dropout stays off."""
@@ -111,7 +126,7 @@ class Classifier(LightningModule):
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """One vector a text, `[batch, hidden]`, from right-padded `[batch, tokens]` ids and mask."""
-        seen = visible(attention_mask, self.pooling)
+        seen = visible(attention_mask, self.family.causal)
         hidden = self.backbone(input_ids=input_ids, attention_mask=seen).last_hidden_state
         return pool(hidden, attention_mask, self.pooling)
 
@@ -128,6 +143,9 @@ class Classifier(LightningModule):
     def setup(self, stage: str) -> None:
         """Forgets the features of an earlier run: weights may have changed."""
         self._train_features = self._eval_features = None
+        if stage == "fit" and not any(parameter.requires_grad for parameter in self.parameters()):
+            # DistributedDataParallel refuses a module without gradients, and there are none for it to average
+            cast(Any, self.trainer.strategy).configure_ddp = lambda: None
 
     def on_train_start(self) -> None:
         """Under a frozen backbone, encodes the rows once for all epochs."""
@@ -135,7 +153,6 @@ class Classifier(LightningModule):
 
     def on_validation_start(self) -> None:
         """The same for the rows of a validation while fitting, else for eval."""
-        self.measures.begin(self.device)
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         self._eval_features = self._frozen_features(lambda data: data.early_stop_on if fitting else "eval")
 
@@ -162,7 +179,7 @@ class Classifier(LightningModule):
         if datamodule is None or trains or is_part or trainer.world_size > 1:
             return None
         arithmetic = f"{trainer.precision}/{self.device}/{self.compiled}"
-        key, split = f"{self.backbone_state()}/{arithmetic}", split_of(datamodule)
+        key, split = f"{self.backbone_state()}/{self.pooling}/{arithmetic}", split_of(datamodule)
         return self.caches.features.get(key, datamodule.split_key(split), lambda: self._extract(split))
 
     def _extract(self, split: str) -> Features:
@@ -190,27 +207,16 @@ class Classifier(LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Batch:
-        """Updates the measures; returns rows, labels and logits, from which predictions are written.
+        """Returns rows, labels and logits; a callback measures them and logs the metrics.
 
-        Places without a row (`row` -1), which fill a batch, count nowhere.
+        Places that only fill a batch have `row` -1.
         """
         logits = self._logits(batch, self._eval_features)
-        self.measures.update(logits, batch["labels"])
         return {"row": batch["row"], "labels": batch["labels"], "logits": logits}
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs accuracy, macro-F1, ECE and NLL: as `val/...` while fitting, as `eval/...` on the eval split."""
-        split = "val" if self.trainer.state.fn == TrainerFn.FITTING else "eval"
-        values = {f"{split}/{name}": value for name, value in self.measures.compute().items()}
-        self.log_dict(values, prog_bar=split == "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> Batch:
         """The same as validation: both measure the eval split."""
         return self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """The same as validation."""
-        self.on_validation_epoch_end()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
         """Rows and logits of a batch of any texts."""

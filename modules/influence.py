@@ -1,5 +1,6 @@
 """Arm B: the weights that one gradient calls detrimental are set to zero. Control arms are configs of this one."""
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from lightning.pytorch import Callback
@@ -23,7 +24,8 @@ class Influence(Classifier):
         **kwargs: As `Classifier`.
 
     Raises:
-        MaskingError: If the masking options are out of range, or no weight can be masked.
+        MaskingError: If the masking options are out of range, or `targets` match nothing.
+        BackboneError: If the weights to mask are not known and not named.
         OptionError: If `masking` sets what a condition decides otherwise.
     """
 
@@ -43,6 +45,7 @@ class Influence(Classifier):
 
     def adapt(self) -> None:
         """Check that there are weights to mask, then freeze what `tune` leaves out."""
+        self.masking.options = replace(self.masking.options, targets=self.candidate_targets())
         find_candidates(self, self.masking.options.targets)
         if self.tune != "all":
             self.backbone.requires_grad_(False)
@@ -52,7 +55,8 @@ class Influence(Classifier):
 
     def identity(self) -> dict[str, Any]:
         """Add the options that decide the mask."""
-        return super().identity() | mask_identity(self.masking.options) | {"tune": self.tune}
+        made_by = mask_identity(self.masking.options) | {"targets": self.targets}
+        return super().identity() | made_by | {"tune": self.tune}
 
     def configure_callbacks(self) -> list[Callback]:
         """Add the masking, after the check of the start that its gradient is taken at."""

@@ -16,6 +16,7 @@ DEFAULT_OPTIONS = MaskingOptions(num_samples=None)
 """The gradient is taken over all rows that the datamodule gives: its `calibration_size`."""
 
 SET_ELSEWHERE = {
+    "targets": "model.targets",
     "seed": "seed_everything",
     "num_samples": "data.calibration_size",
     "action": "the arm itself, which sets masked weights to zero",

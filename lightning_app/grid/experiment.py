@@ -325,8 +325,11 @@ def _run_todo(options: Namespace, conditions: list[Condition], todo: list[Condit
 
 
 def _headline(condition: Condition) -> str:
-    metrics = read_json(condition.folder / METRICS_FILE)
-    return f"accuracy {metrics['accuracy']:.1%}, macro-F1 {metrics['macro_f1']:.1%}"
+    from lightning_app.results.metrics import METRICS
+
+    record = read_json(condition.folder / METRICS_FILE)
+    shown = [metric for name, metric in METRICS.items() if metric.in_figures and name in record]
+    return ", ".join(metric.describe(record[metric.name]) for metric in shown)
 
 
 def main(argv: list[str], report: Callable[[Path], str]) -> int:

@@ -259,9 +259,9 @@ def test_a_folder_with_something_in_it_is_kept(study, influence, tmp_path, capsy
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     assert influence(*words) == 2
-    assert "is there and not empty" in told(capsys)
+    assert "exists and is not empty" in told(capsys)
     assert influence(*words, "--overwrite") == 2
-    assert "is no earlier export" in told(capsys)
+    assert "is not an earlier export" in told(capsys)
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "thesis.txt"]
 
 

@@ -11,9 +11,10 @@ from modules.masking import DEFAULT_OPTIONS
 def masked(tiny_qwen, docstrings, trainer, caches):
     """Masks a model with the same random head and returns its masking; all share one `Caches`."""
 
-    def run(seed=0, data=None, **options):
+    def run(seed=0, data=None, targets=None, **options):
         torch.manual_seed(seed)
-        module = Influence(backbone=tiny_qwen, num_labels=7, masking=replace(DEFAULT_OPTIONS, **options))
+        masking = replace(DEFAULT_OPTIONS, **options)
+        module = Influence(backbone=tiny_qwen, num_labels=7, targets=targets, masking=masking)
         module.caches = caches
         trainer(max_epochs=0).fit(module, datamodule=docstrings(**(data or {})))
         return module.masking
@@ -56,7 +57,7 @@ def test_whatever_a_gradient_depends_on_makes_another(change, masked):
     assert not masked(**change).gradient_shared
 
 
-@pytest.mark.parametrize("option", [{"seed": 1}, {"num_samples": 8}, {"action": "freeze"}])
+@pytest.mark.parametrize("option", [{"seed": 1}, {"num_samples": 8}, {"action": "freeze"}, {"targets": ["q"]}])
 def test_an_option_that_the_condition_decides_is_refused_before_a_backbone_is_loaded(option):
     with pytest.raises(OptionError, match=next(iter(option))):
         Influence(backbone="nobody/nothing", masking=replace(DEFAULT_OPTIONS, **option))

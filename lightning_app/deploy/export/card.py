@@ -1,4 +1,4 @@
-"""The model card: which condition a model is, what it scored, and how it is loaded."""
+"""The model card: which condition a model is, its metrics, and how it is loaded."""
 
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lightning_app.results import markdown
 from lightning_app.results.files import MASK_FILE, METRICS_FILE, read_json, write_text
+from lightning_app.results.metrics import METRICS
 from lightning_app.run.trained_run import TrainedRun
 from modules import LoRA
 from modules.backbone import published_name
@@ -16,7 +17,6 @@ from modules.backbone import published_name
 MEASURED = "best.ckpt"
 """The checkpoint that an evaluation measures."""
 
-SCORES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "nll": "NLL", "ece": "ECE"}
 CHANGES = {"predicted_change": "predicted change", "measured_change": "measured change"}
 
 
@@ -86,7 +86,7 @@ def _condition(run: TrainedRun, metrics: dict[str, Any]) -> pd.DataFrame:
 
 
 def _results(metrics: dict[str, Any]) -> pd.DataFrame:
-    """The scores on eval, and the changes of the training loss by the mask where there is one."""
-    rows = {shown: f"{metrics[name]:.4f}" for name, shown in SCORES.items() if name in metrics}
-    rows |= {shown: f"{metrics[name]:+.4f}" for name, shown in CHANGES.items() if metrics.get(name) is not None}
+    """The metrics on eval, and the changes of the training loss by the mask where there is one."""
+    rows = {metric.title: f"{metrics[name]:.4f}" for name, metric in METRICS.items() if name in metrics}
+    rows |= {title: f"{metrics[name]:+.4f}" for name, title in CHANGES.items() if metrics.get(name) is not None}
     return pd.DataFrame(rows.items(), columns=["measure", "value"])
