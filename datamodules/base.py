@@ -216,10 +216,16 @@ class TextDataModule(LightningDataModule, ABC):
         lengths = json.dumps([self.eval_batch_size, self.eval_tokens, self.pad_lengths])
         return text_digest(self._tokens_digest, split, lengths)
 
-    def ordered_dataloader(self, split: str) -> Batches:
-        """Returns every row of ``split`` once, longest first; this rank's share in a distributed run."""
+    def ordered_dataloader(self, split: str, shared: bool = True) -> Batches:
+        """Returns every row of ``split`` once, longest first.
+
+        Args:
+            split: Which.
+            shared: In a distributed run, whether this rank gets its share alone, and not all rows.
+        """
         options = {"tokens": self.eval_tokens, "fill": bool(self.pad_lengths)}
-        return self._ordered(self._rows[split], self.eval_batch_size, **options, **self._ranks())
+        ranks = self._ranks() if shared else {}
+        return self._ordered(self._rows[split], self.eval_batch_size, **options, **ranks)
 
     def _ordered(self, rows: TokenizedRows, batch_size: int, **options: Any) -> Batches:
         """Rows are of about one length, unless batches are to be full: to a GPU a small one costs as much."""

@@ -1,5 +1,9 @@
 """SIGTERM: ends a command at once or, in the middle of training, after the batch at hand."""
 
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 
@@ -27,3 +31,26 @@ class Sigterm:
 
 sigterm = Sigterm()
 """That of this process."""
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Keeps SIGINT and SIGTERM back until the end of a block, which should be short.
+
+    Processes that begin in it never get SIGINT, so that Ctrl-C cannot reach one before it has a handler.
+    """
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for kind in before:
+            signal.signal(kind, lambda number, frame: came.append(number))
+        if sys.platform != "win32":
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        yield
+    finally:
+        if sys.platform != "win32":
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+        for number in came:
+            signal.raise_signal(number)

@@ -143,6 +143,9 @@ class Classifier(LightningModule):
     def setup(self, stage: str) -> None:
         """Forgets the features of an earlier run: weights may have changed."""
         self._train_features = self._eval_features = None
+        if stage == "fit" and not any(parameter.requires_grad for parameter in self.parameters()):
+            # DistributedDataParallel refuses a module without gradients, and there are none for it to average
+            cast(Any, self.trainer.strategy).configure_ddp = lambda: None
 
     def on_train_start(self) -> None:
         """Under a frozen backbone, encodes the rows once for all epochs."""

@@ -128,7 +128,7 @@ class RunSweep(Callback):
 def predict_dev(trainer: Trainer, module: Classifier) -> Predictions:
     """Labels of the dev split and the logits of the module as it is, without places that only fill a batch."""
     plugin, batches = trainer.precision_plugin, list[Predictions]()
-    for batch in cast(Any, trainer).datamodule.ordered_dataloader("dev"):
+    for batch in cast(Any, trainer).datamodule.ordered_dataloader("dev", shared=False):
         batch = trainer.strategy.batch_to_device(plugin.convert_input(batch))
         with plugin.val_step_context():
             logits = module(batch["input_ids"], batch["attention_mask"]).cpu()

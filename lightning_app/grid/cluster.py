@@ -4,10 +4,12 @@ import hashlib
 import logging
 import os
 import socket
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
+from time import sleep
 from typing import Any, Self
 
 import fsspec
@@ -16,13 +18,16 @@ from lightning_app.errors import UsageError
 from lightning_app.grid.condition import Condition
 from lightning_app.grid.schedule import Plan
 from lightning_app.grid.workers import run_logged, with_mistake
-from lightning_app.results.files import METRICS_FILE
+from lightning_app.results.files import METRICS_FILE, make_folder
 
 RETRIES = 3
 """How often a condition is begun again, after its last whole epoch, because its node died."""
 
 SECONDS_TO_ANSWER = 10.0
 """Of a cluster whose address is given."""
+
+PAUSES = (1.0, 2.0, 4.0, 8.0)
+"""Seconds before a storage that failed is asked again."""
 
 ACCELERATORS = {"gpu": "GPU", "cuda": "GPU", "tpu": "TPU", "cpu": "CPU"}
 """What Ray calls them."""
@@ -106,9 +111,12 @@ class RayCluster:
             failure = self._ray.get(ended)
         except self._ray.exceptions.RayError as error:
             failure = f"Ray could not run it: {str(error).strip().splitlines()[0]}"
-        if self._storage:
-            for name in condition.places:
-                self._storage.fetch(f"{condition.experiment.name}/{name}", condition.experiment / name)
+        try:
+            if self._storage:
+                for name in condition.places:
+                    self._storage.fetch(f"{condition.experiment.name}/{name}", condition.experiment / name)
+        except UsageError as error:
+            failure = failure or str(error)
         return condition, failure
 
     def _ship(self, condition: Condition) -> "Shipment":
@@ -187,20 +195,28 @@ def run_shipped(shipment: Shipment) -> str | None:
     """Runs a condition on this node; returns why it failed."""
     with TemporaryDirectory() as scratch:
         condition = shipment.unpack(Path(scratch))
-        storage = Storage(shipment.storage) if shipment.storage else None
-        name = condition.experiment.name
-        if storage:
-            if condition.start:
-                storage.fetch(f"{name}/{condition.start}", condition.experiment / condition.start)
-        elif not condition.experiment.is_dir():
-            return (
-                f"{socket.gethostname()} does not see {condition.experiment}. Put --outputs on a file system that all "
-                "nodes share, or give a --storage."
-            )
+        if shipment.storage:
+            return _run_with_storage(condition, shipment.storage)
+        if condition.experiment.is_dir():
+            return run_logged(condition)
+    return (
+        f"{socket.gethostname()} does not see {condition.experiment}. Put --outputs on a file system that all nodes "
+        "share, or give a --storage."
+    )
+
+
+def _run_with_storage(condition: Condition, url: str) -> str | None:
+    name, failure = condition.experiment.name, None
+    try:
+        storage = Storage(url)
+        if condition.start:
+            storage.fetch(f"{name}/{condition.start}", condition.experiment / condition.start)
         failure = run_logged(condition)
-        for place in condition.places if storage else ():
-            storage.store(condition.experiment / place, f"{name}/{place}")  # type: ignore[union-attr]
-        return failure
+        for place in condition.places:
+            storage.store(condition.experiment / place, f"{name}/{place}")
+    except UsageError as error:
+        return failure or str(error)
+    return failure
 
 
 class Storage:
@@ -220,31 +236,65 @@ class Storage:
         except (ValueError, ImportError) as error:
             raise UsageError(f"--storage is {url!r}: {error}") from error
 
-    def fetch(self, name: str, target: Path) -> None:
+    def fetch(self, name: str, target: Path, keep_complete: bool = False) -> None:
         """Copies a file, or all files of a folder but checkpoints, to `target`; nothing if there is none.
 
+        Args:
+            name: The file or folder.
+            target: What becomes of it. It changes when all files are there, the metrics of a condition last.
+            keep_complete: Leave out what belongs to a condition that is complete in `target`.
+
         Raises:
-            UsageError: If a file has a name that leads out of the folder.
+            UsageError: If a file has a name that leads out of the folder, or the storage does not answer.
         """
         source = f"{self._root}/{name}"
-        for path in self._files.find(source):
-            parts = PurePosixPath(path.removeprefix(source).lstrip("/")).parts
-            if ".." in parts:
-                raise UsageError(f"--storage has a file {path!r}, which leads out of its folder. Delete it there.")
-            if "checkpoints" not in parts:
+        self._files.invalidate_cache()  # nodes have stored more since
+        kept = {path.parent for path in target.rglob(METRICS_FILE)} if keep_complete else set()
+        fetched: dict[Path, Path] = {}
+        try:
+            for path in sorted(self._try("find", source), key=lambda path: path.endswith(METRICS_FILE)):
+                parts = PurePosixPath(path.removeprefix(source).lstrip("/")).parts
+                if ".." in parts:
+                    raise UsageError(f"--storage has a file {path!r}, which leads out of its folder. Delete it there.")
                 local = target.joinpath(*parts)
-                local.parent.mkdir(parents=True, exist_ok=True)
-                self._files.get_file(path, str(local))
+                if "checkpoints" not in parts and kept.isdisjoint(local.parents):
+                    make_folder(local.parent)
+                    fetched[local] = local.with_name(f".{local.name}.{uuid.uuid4().hex}.tmp")
+                    self._try("get_file", path, str(fetched[local]))
+            for local in fetched:
+                local.with_name(METRICS_FILE).unlink(missing_ok=True)  # those of an earlier run
+            for local, temporary in fetched.items():
+                temporary.replace(local)
+        finally:
+            for temporary in fetched.values():
+                temporary.unlink(missing_ok=True)
 
     def store(self, source: Path, name: str) -> None:
-        """Copies a file, or a folder's files, the metrics last: where they are, the condition is complete."""
+        """Copies a file, or a folder's files, the metrics last: where they are, the condition is complete.
+
+        Raises:
+            UsageError: If the storage does not answer.
+        """
         files = sorted(
             (path for path in source.rglob("*") if path.is_file()), key=lambda path: path.name == METRICS_FILE
         )
         stale = f"{self._root}/{name}/{METRICS_FILE}"
-        if self._files.exists(stale):
-            self._files.rm_file(stale)
+        if self._try("exists", stale):
+            self._try("rm_file", stale)
         for path in [source] if source.is_file() else files:
             target = f"{self._root}/{name}/{path.relative_to(source).as_posix()}".removesuffix("/.")
-            self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
-            self._files.put_file(str(path), target)
+            self._try("makedirs", target.rpartition("/")[0], exist_ok=True)
+            self._try("put_file", str(path), target)
+
+    def _try(self, action: str, *args: Any, pauses: Sequence[float] = PAUSES, **kwargs: Any) -> Any:
+        """Calls a method of the file system, again after each of some pauses while it fails."""
+        try:
+            return getattr(self._files, action)(*args, **kwargs)
+        except Exception as error:  # each storage raises its own
+            if not pauses:
+                raise UsageError(
+                    f"--storage {self.url} failed {len(PAUSES) + 1} times to {action} {args[0]!r} "
+                    f"({type(error).__name__}: {error}). Run the same command when it answers."
+                ) from error
+        sleep(pauses[0])
+        return self._try(action, *args, pauses=pauses[1:], **kwargs)

@@ -4,23 +4,28 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import current_process, get_context, parent_process
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from lightning_app.errors import UsageError, user_mistake
 from lightning_app.grid.condition import Condition, try_condition
 from lightning_app.grid.schedule import Plan
-from lightning_app.signals import sigterm
+from lightning_app.signals import held, sigterm
 
 if TYPE_CHECKING:
     from modules import Caches
 
 Result = TypeVar("Result")
 SPAWN = get_context("spawn")  # a fork would share the state of CUDA, of XLA and of thread pools
+
+SECONDS_TO_END = 20.0
+"""How long a process may finish its batch and save it, before it is killed."""
 
 
 class InProcess:
@@ -73,13 +78,15 @@ class Processes:
         self._slots = [Slot(index, threads) for index in range(count)]
 
     def __enter__(self) -> Self:
-        """Returns itself."""
+        """Returns itself; the processes begin with the first condition."""
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Ends the processes."""
-        for slot in self._slots:
-            slot.end()
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """Ends the processes; one that trains saves its condition first, unless a second signal comes."""
+        begun = [slot for slot in self._slots if slot.process]
+        for slot in begun:
+            slot.connection.close()  # which ends a process that waits for a condition
+        end_processes([slot.process for slot in begun if slot.process], at_once=error is not None)
 
     def has_room(self) -> bool:
         """Whether a device is idle."""
@@ -88,6 +95,8 @@ class Processes:
     def start(self, condition: Condition) -> None:
         """Gives the condition to an idle device: rather to one that last ran the same dataset and seed."""
         idle = [slot for slot in self._slots if slot.condition is None]
+        for slot in idle:
+            slot.begin()  # all of them: what is given nothing yet has loaded its packages when it is
         key = (condition.dataset, condition.seed)
         min(idle, key=lambda slot: slot.last != key).start(condition)
 
@@ -113,48 +122,80 @@ class Slot:
         self.index, self.threads = index, threads
         self.condition: Condition | None = None
         self.last: tuple[str, int] | None = None
-        self._begin()
+        self.process: SpawnProcess | None = None
 
-    def _begin(self) -> None:
-        self.connection, theirs = SPAWN.Pipe()
-        # no daemon: a data loader may start processes
-        self._process = SPAWN.Process(target=serve, args=(theirs, self.index, self.threads))
-        self._process.start()
-        theirs.close()
+    def begin(self) -> None:
+        """Makes the process, unless there is one: at first, or where it was killed."""
+        if self.process is None or not self.process.is_alive():
+            self.connection, self.process = begin_process(serve, self.index, self.threads)
 
     def start(self, condition: Condition) -> None:
-        """Sends a condition to the process, or to a new one if that was killed while it had nothing to do."""
-        if not self._process.is_alive():
-            self._begin()
+        """Sends a condition to the process, which has begun."""
         self.condition, self.last = condition, (condition.dataset, condition.seed)
-        self.connection.send(condition)
+        with suppress(ConnectionError):  # it has just died: `result` says so
+            self.connection.send(condition)
 
     def result(self) -> tuple[Condition, str | None]:
         """Returns the condition and why it failed, also where the process died of it."""
         assert self.condition is not None
+        assert self.process is not None
         condition, self.condition = self.condition, None
         try:
             return condition, self.connection.recv()
         except (EOFError, ConnectionResetError):  # the latter if it had not even read the condition
-            self._process.join()
-            code = self._process.exitcode
-            self._begin()
+            self.process.join()
+            code = self.process.exitcode
             how = f"signal {-code}" if code and code < 0 else f"exit status {code}"
             hint = " The system kills a process that takes too much memory." if code == -9 else ""
             return condition, f"its process ended by {how}.{hint} What it printed: {condition.log_file}"
 
-    def end(self) -> None:
-        """Ends the process, also where it runs a condition."""
-        self.connection.close()  # which ends a process that waits for a condition
-        if self.condition:
-            self._process.terminate()
-        self._process.join()
+
+def begin_process(target: Callable[..., None], *args: Any) -> tuple[Connection, SpawnProcess]:
+    """Starts a process that ends with this one, whatever ends it. It is given a connection, then `args`.
+
+    As a daemon it is ended by the exit handler of `multiprocessing`, which would wait for another one for ever. Signals
+    are held meanwhile: they would leave half a process.
+
+    Returns:
+        The other end of the connection, and the process.
+    """
+    ours, theirs = SPAWN.Pipe()
+    process = SPAWN.Process(target=_run, args=(target, theirs, *args), daemon=True)
+    with held():
+        process.start()
+    theirs.close()
+    return ours, process
+
+
+def _run(target: Callable[..., None], connection: Connection, *args: Any) -> None:
+    current_process().daemon = False  # a daemon may start no processes, as a data loader does
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the first ends this one
+    signal.signal(signal.SIGTERM, sigterm)  # within training it saves first
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    target(connection, *args)
+
+
+def end_processes(processes: Sequence[SpawnProcess], at_once: bool = False) -> None:
+    """Waits until processes have ended; kills them after `SECONDS_TO_END`, or where a signal ends the wait.
+
+    Args:
+        processes: They have nothing to do, or are asked to end `at_once`, by SIGTERM.
+        at_once: Whether they are.
+    """
+    try:
+        for process in processes if at_once else ():
+            process.terminate()
+        deadline = monotonic() + SECONDS_TO_END
+        for process in processes:
+            process.join(max(0.0, deadline - monotonic()))
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
 
 
 def serve(connection: Connection, index: int, threads: int | None) -> None:
     """Runs, in a process of its own, the conditions that come through a connection until it is closed."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGTERM, sigterm)  # within training it saves first
     see_only(index)
     if threads:
         import torch
@@ -163,12 +204,9 @@ def serve(connection: Connection, index: int, threads: int | None) -> None:
     from modules import Caches
 
     caches = Caches()
-    while True:
-        try:
-            condition = connection.recv()
-        except (EOFError, KeyboardInterrupt):
-            return
-        connection.send(run_logged(condition, caches))
+    with suppress(EOFError, ConnectionError):  # the experiment has closed its end
+        while True:
+            connection.send(run_logged(connection.recv(), caches))
 
 
 def _end_with_parent() -> None:
@@ -229,24 +267,22 @@ def call_in_process(function: Callable[..., Result], *args: Any) -> Result:
     Raises:
         UsageError: If it was asked for something that cannot be done.
     """
-    ours, theirs = SPAWN.Pipe()
-    process = SPAWN.Process(target=_answer, args=(theirs, function, args))
-    process.start()
-    theirs.close()
+    connection, process = begin_process(_answer, function, args)
     try:
-        result, mistake = ours.recv()
+        result, mistake = connection.recv()
     except EOFError:
         process.join()
         raise RuntimeError(f"The process that checks the inputs ended by exit status {process.exitcode}.") from None
-    finally:
-        process.join()
+    except BaseException:
+        end_processes([process], at_once=True)
+        raise
+    end_processes([process])
     if mistake:
         raise UsageError(mistake)
     return result
 
 
 def _answer(connection: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     connection.send(with_mistake(function, *args))
 
 

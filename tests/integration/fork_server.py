@@ -26,7 +26,7 @@ import matplotlib.backends.backend_svg  # noqa: F401
 import peft  # noqa: F401
 import torch
 
-from lightning_app.__main__ import main
+from lightning_app.__main__ import COMMANDS, main
 
 
 class Server(ForkingMixIn, UnixStreamServer):
@@ -50,6 +50,9 @@ def _run(words: list[str], cwd: str, out: str, err: str, faults: list[dict[str, 
     """Does what `python -m lightning_app` does, in a folder, and ends the process."""
     os.chdir(cwd)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started the tests with it ignored
+    sys.modules["__main__"] = import_module("lightning_app.__main__")  # processes that it starts would import this file
+    sys.argv[1:] = words
     for path, stream in ((out, sys.stdout), (err, sys.stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream.fileno())
     for fault in faults:
@@ -73,7 +76,7 @@ def inject(where: str, act: str, call: int = 1, of: str = "", times: int = 1) ->
 
     Args:
         where: The function, as `module:name` or `module:Class.name`.
-        act: One of `ACTS`.
+        act: One of `ACTS`; `replace` puts another function, `of`, in its place, for processes that it starts as well.
         call: The fault comes with this call of those that count.
         of: Those calls count whose arguments have this in their representation.
         times: How many calls the fault lasts.
@@ -82,6 +85,10 @@ def inject(where: str, act: str, call: int = 1, of: str = "", times: int = 1) ->
     owner_path, _, name = path.rpartition(".")
     owner = getattr(import_module(module), owner_path) if owner_path else import_module(module)
     whole, calls = getattr(owner, name), 0
+    if act == "replace":
+        stand_in, _, function = of.partition(":")
+        setattr(owner, name, getattr(import_module(stand_in), function))
+        return
 
     def faulty(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
@@ -97,6 +104,15 @@ def _send(number: int) -> Callable[..., Any]:
     def act(whole: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         os.kill(os.getpid(), number)
         return whole(*args, **kwargs)
+
+    return act
+
+
+def _send_after(number: int) -> Callable[..., Any]:
+    def act(whole: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        done = whole(*args, **kwargs)
+        os.kill(os.getpid(), number)
+        return done
 
     return act
 
@@ -144,6 +160,10 @@ def _kill_halfway(whole: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
 ACTS: dict[str, Callable[..., Any]] = {
     "SIGKILL": _send(signal.SIGKILL),
     "SIGTERM": _send(signal.SIGTERM),
+    "SIGINT": _send(signal.SIGINT),
+    "SIGKILL after": _send_after(signal.SIGKILL),
+    "SIGTERM after": _send_after(signal.SIGTERM),
+    "SIGINT after": _send_after(signal.SIGINT),
     "SIGKILL halfway": _kill_halfway,
     "wait": _wait,
     "stall hub": _stall,
@@ -155,6 +175,8 @@ ACTS: dict[str, Callable[..., Any]] = {
 
 
 if __name__ == "__main__":
+    for command in set(COMMANDS.values()):
+        import_module(command)
     gc.collect()
     gc.freeze()  # what is imported here need not be looked at, and so copied, in each fork
     with Server(sys.argv[1], Handler) as server:

@@ -13,7 +13,7 @@ from integration_helpers import ARMS, environment, metrics_of, predictions_of, r
 
 from lightning_app.grid.condition import Condition
 from lightning_app.grid.schedule import Plan
-from lightning_app.grid.workers import Processes, num_cores
+from lightning_app.grid.workers import Processes, Slot, num_cores
 
 pytestmark = [
     pytest.mark.skipif(num_cores() < 2, reason="needs two CPU cores"),
@@ -104,14 +104,30 @@ def test_more_devices_than_there_are_are_refused(study_words, tmp_path):
 
 
 def test_a_process_that_is_killed_while_it_has_nothing_to_do_is_replaced(tmp_path):
-    condition = Condition("nodata", "noarm", 0, tmp_path / "study" / "nodata" / "noarm" / "seed0", (), ())
-    with Processes(1, Plan("cpu", 1, {})) as workers:
+    conditions = [Condition("nodata", arm, 0, tmp_path / "study" / "nodata" / arm / "seed0", (), ()) for arm in "ab"]
+    with Processes(1, Plan("cuda", 1, {})) as workers:
+        workers.start(conditions[0])
+        workers.wait()
         (process,) = active_children()
         process.kill()
         process.join()
-        workers.start(condition)
+        workers.start(conditions[1])
         ended, failure = workers.wait()
-    assert ended == condition
+    assert ended == conditions[1]
     assert failure is not None
     assert "its process ended" not in failure  # it was run, and failed of having no configuration
-    assert "failed: " in condition.log_file.read_text()
+    assert "failed: " in conditions[1].log_file.read_text()
+
+
+def test_a_process_that_dies_before_it_is_given_a_condition_fails_that_condition(tmp_path):
+    condition = Condition("nodata", "noarm", 0, tmp_path / "study" / "nodata" / "noarm" / "seed0", (), ())
+    slot = Slot(0, None)
+    slot.begin()
+    assert slot.process
+    slot.process.kill()
+    slot.process.join()
+    slot.start(condition)  # its connection is broken
+    ended, failure = slot.result()
+    assert ended == condition
+    assert failure is not None
+    assert failure.startswith("its process ended by signal 9.")
