@@ -1,4 +1,4 @@
-"""Datasets that ``datasets.load_dataset`` can load: from the hub, or from CSV, JSON lines and Parquet files."""
+"""Datasets that `datasets.load_dataset` can load: from the hub, or from CSV, JSON lines and Parquet files."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -22,10 +22,10 @@ class HubDataModule(TextDataModule):
     """A dataset that is named by class attributes alone.
 
     Attributes:
-        path: hub id, a folder, or a file format such as ``"csv"`` for ``data_files``.
+        path: hub id, a folder, or a file format such as `"csv"` for `data_files`.
         config: configuration of the dataset, where it has several.
         data_files: files of each split.
-        label_column: the class, as a number from 0 or as one of ``label_names``.
+        label_column: the class, as a number from 0 or as one of `label_names`.
         train_split: the split that head_init, train and dev are drawn from.
         eval_split_name: the labelled split that is kept whole for evaluation.
     """
@@ -37,12 +37,12 @@ class HubDataModule(TextDataModule):
     train_split = "train"
 
     def load_source(self) -> tuple[pa.Table, pa.Table]:
-        """Loads both splits; see :meth:`TextDataModule.load_source`."""
+        """Load both splits; see `TextDataModule.load_source`."""
         found = self._load_dataset()
         return self._table(found, self.train_split), self._table(found, self.eval_split_name)
 
     def _load_dataset(self) -> "DatasetDict":
-        """Loads all splits; from the local copy at once where the hub does not answer."""
+        """Load all splits; from the local copy at once where the hub does not answer."""
         from datasets import load_dataset  # takes a second, which the embedded dataset need not spend
 
         from_files = self.path in FILE_FORMATS
@@ -58,7 +58,7 @@ class HubDataModule(TextDataModule):
             raise DataError(f"The dataset {asked} could not be loaded{places}: {found}. {advice}") from err
 
     def _table(self, found: "DatasetDict", split: str) -> pa.Table:
-        """Returns ``row``, ``text`` and ``label`` of one split."""
+        """Return `row`, `text` and `label` of one split."""
         if split not in found:
             raise DataError(f"The dataset {self.path!r} has no split {split!r}, only {sorted(found)}.")
         columns = [*self.text_columns, self.label_column]
@@ -74,7 +74,7 @@ class HubDataModule(TextDataModule):
         )
 
     def _labels(self, table: pa.Table) -> pa.ChunkedArray:
-        """Returns the classes as numbers; -1 where there is none."""
+        """Return the classes as numbers; -1 where there is none."""
         column = table.column(self.label_column)
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             unknown = sorted(set(column.to_pylist()) - {*self.label_names, None})
@@ -89,16 +89,16 @@ class HubTextDataModule(HubDataModule):
 
     Args:
         tokenizer: hub id or folder of a tokenizer.
-        path: hub id, a folder, or ``csv``, ``json`` or ``parquet`` for ``data_files``.
+        path: hub id, a folder, or `csv`, `json` or `parquet` for `data_files`.
         name: what results call the dataset.
         label_names: the classes in the order of their numbers.
         eval_split: the labelled split that is kept whole for evaluation.
-        text_columns: the text, or several columns that are joined by ``": "``.
-        label_column: the class, as a number from 0 or as one of ``label_names``.
+        text_columns: the text, or several columns that are joined by `": "`.
+        label_column: the class, as a number from 0 or as one of `label_names`.
         train_split: the split that head_init, train and dev are drawn from.
         config: configuration of the dataset, where it has several.
         data_files: files of each split.
-        **kwargs: see :class:`TextDataModule`.
+        **kwargs: see `TextDataModule`.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Whether the Hugging Face Hub answers, asked once and briefly.
+"""Whether the Hugging Face Hub answers, asked once with a short timeout.
 
-The libraries try a dead endpoint six times before they turn to their caches: 24 seconds for a dataset.
+The libraries try a dead endpoint six times before they use their caches: 24 seconds for a dataset.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 TIMEOUT = 10.0
-"""Seconds that the hub may take to answer."""
+"""Seconds to wait for the hub."""
 
 OFFLINE_ADVICE = (
     "Check the name and the connection. After one run online HF_HUB_OFFLINE=1 works from the local copy; "
@@ -21,18 +21,18 @@ OFFLINE_ADVICE = (
 
 
 def endpoint() -> str:
-    """Returns the address of the hub, as HF_ENDPOINT sets it."""
+    """Return the address of the hub, which HF_ENDPOINT sets."""
     return constants.ENDPOINT
 
 
 def is_reachable(repo: str, kind: str) -> bool:
-    """Returns whether the hub answers a question about ``repo``, be it that there is none; warns if it does not.
+    """Return whether the hub answers, even if it has no such repository; warn if it does not.
 
-    A folder needs no hub, so the answer is yes.
+    A local folder needs no hub: True.
 
     Args:
-        repo: id of a repository, or a folder.
-        kind: ``"dataset"`` or ``"model"``.
+        repo: id of a repository, or a local folder.
+        kind: `"dataset"` or `"model"`.
     """
     if Path(repo).exists():
         return True
@@ -42,15 +42,15 @@ def is_reachable(repo: str, kind: str) -> bool:
         return True
     except OfflineModeIsEnabled:
         return False
-    except Exception as err:  # each version of the client raises the errors of another HTTP library
-        rank_zero_warn(f"{endpoint()} does not answer ({err}): looking for a local copy of {repo}.")
+    except Exception as err:  # the HTTP library, and so the exception, depends on the client's version
+        rank_zero_warn(f"{endpoint()} does not answer ({err}). A local copy of {repo} is used if there is one.")
         return False
     return True
 
 
 @contextmanager
 def offline_datasets() -> Iterator[None]:
-    """Lets ``datasets`` look at its cache at once, as HF_HUB_OFFLINE=1 would have."""
+    """Make `datasets` use its cache at once, as HF_HUB_OFFLINE=1 does."""
     from datasets import config
 
     before, config.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE, True

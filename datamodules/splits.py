@@ -25,7 +25,7 @@ _ASCII_DROPPED = bytes(code for code in range(128) if not chr(code).isalnum())
 
 @dataclass(frozen=True)
 class SplitSizes:
-    """How many rows each split holds; ``eval`` is None for all of them."""
+    """How many rows each split holds; `eval` is None for all of them."""
 
     head_init: int
     train: int
@@ -33,8 +33,8 @@ class SplitSizes:
     eval: int | None = None
 
 
-def normalise(text: str) -> bytes:
-    """Returns the case-folded NFKC letters and digits of ``text``: what makes two rows the same."""
+def normalize(text: str) -> bytes:
+    """Return the case-folded NFKC letters and digits of `text`: what makes two rows the same."""
     if text.isascii():
         return text.encode().translate(_ASCII_LOWER, _ASCII_DROPPED)
     folded = unicodedata.normalize("NFKC", text).casefold()
@@ -42,24 +42,24 @@ def normalise(text: str) -> bytes:
 
 
 def draw_keys(texts: Sequence[str], seed: int | str) -> list[bytes]:
-    """Returns a 16-byte hash of each normalised text, keyed by ``seed``; empty where nothing is left of the text."""
+    """Return a 16-byte hash of each normalized text, keyed by `seed`; empty where nothing is left of the text."""
     key = str(seed).encode()
-    normalised = map(normalise, texts)
-    return [hashlib.blake2b(text, digest_size=16, key=key).digest() if text else b"" for text in normalised]
+    normalized = map(normalize, texts)
+    return [hashlib.blake2b(text, digest_size=16, key=key).digest() if text else b"" for text in normalized]
 
 
 def allocate(size: int, counts: Sequence[int]) -> list[int]:
-    """Shares ``size`` among classes of ``counts`` rows: proportional, largest remainders first, at least one each.
+    """Share `size` among classes of `counts` rows: proportional, largest remainders first, at least one each.
 
     Args:
         size: rows to share.
         counts: rows found of each class, at least one.
 
     Returns:
-        Rows of each class, summing to ``size``. Equal remainders are served in class order.
+        Rows of each class, summing to `size`. Equal remainders are served in class order.
 
     Raises:
-        DataError: ``size`` is smaller than the number of classes.
+        DataError: `size` is smaller than the number of classes.
     """
     if size < len(counts):
         raise DataError(
@@ -81,8 +81,8 @@ def candidates(
 ) -> list[list[int]]:
     """Lists, for each class, the rows that may be drawn, in the order in which they are drawn.
 
-    Left out are unlabelled rows (label -1), rows without a letter or digit, and rows whose key is in ``excluded``. Of
-    rows with the same normalised text the one with the smallest text and label stays, so the order of the rows in the
+    Left out are unlabelled rows (label -1), rows without a letter or digit, and rows whose key is in `excluded`. Of
+    rows with the same normalized text the one with the smallest text and label stays, so the order of the rows in the
     source does not matter.
     """
     usable = [row for row, key in enumerate(keys) if key and labels[row] != -1 and key not in excluded]
@@ -104,14 +104,14 @@ def draw_splits(
     seed: int,
     label_names: Sequence[str],
 ) -> dict[str, list[int]]:
-    """Draws head_init, train and dev from the pool and eval from its own rows.
+    """Draw head_init, train and dev from the pool and eval from its own rows.
 
-    The three are disjoint, stratified, without duplicates, and share no normalised text with any row of eval, drawn
-    or not, so they do not change with ``sizes.eval``. In each class head_init and then dev are taken from the front
+    The three are disjoint, stratified, without duplicates, and share no normalized text with any row of eval, drawn
+    or not, so they do not change with `sizes.eval`. In each class head_init and then dev are taken from the front
     of the hashed order and train from its end: a smaller train is part of a larger one, and no other split changes.
 
     Returns:
-        For each split the positions in ``pool_texts``, or for ``"eval"`` in ``eval_texts``.
+        For each split the positions in `pool_texts`, or for `"eval"` in `eval_texts`.
 
     Raises:
         DataError: there are no rows, a label is out of range, an evaluation row has none, or a class has too few rows.
@@ -127,7 +127,7 @@ def draw_splits(
 
 
 def _check_labels(labels: Sequence[int], lowest: int, num_labels: int, where: str) -> None:
-    """Refuses no rows, and labels outside ``lowest`` to ``num_labels - 1``."""
+    """Refuse no rows, and labels outside `lowest` to `num_labels - 1`."""
     if not labels:
         raise DataError(f"{where} has no rows. Name another split.")
     wrong = sorted({label for label in labels if not lowest <= label < num_labels})
@@ -139,7 +139,7 @@ def _check_labels(labels: Sequence[int], lowest: int, num_labels: int, where: st
 
 
 def _draw_from_pool(by_class: list[list[int]], sizes: SplitSizes, label_names: Sequence[str]) -> dict[str, list[int]]:
-    """Cuts head_init, dev and train out of each class's ordered rows."""
+    """Cut head_init, dev and train out of each class's ordered rows."""
     counts = [len(rows) for rows in by_class]
     _check_counts(counts, [1] * len(counts), label_names)
     head_init, dev, train = (allocate(size, counts) for size in (sizes.head_init, sizes.dev, sizes.train))
@@ -155,7 +155,7 @@ def _draw_from_pool(by_class: list[list[int]], sizes: SplitSizes, label_names: S
 def _draw_eval(
     texts: Sequence[str], labels: Sequence[int], keys: Sequence[bytes], size: int | None, label_names: Sequence[str]
 ) -> list[int]:
-    """Returns all rows, or a stratified ``size`` of them, in their own order."""
+    """Return all rows, or a stratified `size` of them, in their own order."""
     if size is None:
         return list(range(len(labels)))
     by_class: list[list[int]] = [[] for _ in label_names]
@@ -169,7 +169,7 @@ def _draw_eval(
 
 
 def _check_counts(found: Sequence[int], asked: Sequence[int], label_names: Sequence[str]) -> None:
-    """Refuses a draw of more rows of a class than there are."""
+    """Refuse a draw of more rows of a class than there are."""
     for name, rows, wanted in zip(label_names, found, asked, strict=True):
         if rows < wanted:
             raise DataError(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from datamodules import DataError
 from datamodules.cache import text_digest
-from datamodules.splits import SplitSizes, allocate, draw_keys, draw_splits, normalise
+from datamodules.splits import SplitSizes, allocate, draw_keys, draw_splits, normalize
 
 NAMES = ("no", "yes", "maybe")
 SIZES = SplitSizes(head_init=20, train=40, dev=20)
@@ -27,20 +27,20 @@ def texts_of(pool, drawn):
 
 
 @given(st.text())
-def test_normalised_text_is_what_letters_and_digits_spell(text):
-    expected = "".join(char for char in normalise(text).decode() if char.isalnum())
-    assert normalise(text).decode() == expected
-    assert normalise(f" {text.upper() if text.isascii() else text} -_!") == normalise(text)
+def test_normalized_text_is_what_letters_and_digits_spell(text):
+    expected = "".join(char for char in normalize(text).decode() if char.isalnum())
+    assert normalize(text).decode() == expected
+    assert normalize(f" {text.upper() if text.isascii() else text} -_!") == normalize(text)
 
 
 @given(st.text(st.characters(codec="ascii")))
 def test_the_short_way_for_ascii_equals_the_long_way(text):
-    assert normalise(text) == normalise(text + "é")[:-2]
+    assert normalize(text) == normalize(text + "é")[:-2]
 
 
-def test_normalised_text_folds_case_and_compatibility_forms():
-    assert normalise("\uff26\uff55\uff4c\uff4c \ufb01ne STRASSE, \u00b2!") == normalise("full fine straße 2")
-    assert normalise("... !?") == b""
+def test_normalized_text_folds_case_and_compatibility_forms():
+    assert normalize("\uff26\uff55\uff4c\uff4c \ufb01ne STRASSE, \u00b2!") == normalize("full fine straße 2")
+    assert normalize("... !?") == b""
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=20), st.data())

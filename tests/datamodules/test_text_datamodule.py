@@ -189,7 +189,7 @@ def test_a_budget_of_tokens_makes_large_batches_of_the_same_rows(make_toy):
 
 @pytest.mark.parametrize("wrong", [{"eval_tokens": 127}, {"eval_tokens": 3000, "pad_lengths": [128]}])
 def test_a_budget_below_a_row_or_beside_fixed_lengths_is_refused(make_toy, wrong):
-    with pytest.raises(DataError, match=r"eval_tokens is .*at least max_length, 128, and None beside pad_lengths"):
+    with pytest.raises(DataError, match=r"eval_tokens is .*at least max_length, 128, and None with pad_lengths"):
         make_toy(**wrong)
 
 
@@ -254,7 +254,7 @@ def test_a_resumed_fit_sees_the_batches_that_an_uninterrupted_one_sees(make_toy,
 
 def test_overfit_batches_is_refused_by_name(make_toy):
     module = make_toy()
-    with pytest.raises(DataError, match="overfit_batches does not go with"):
+    with pytest.raises(DataError, match="overfit_batches does not work with"):
         make_trainer(overfit_batches=2).fit(Recorder(), module)
 
 
@@ -295,13 +295,13 @@ def test_two_processes_share_each_epoch(make_toy, tokenizer_folder, tmp_path):
     ("kwargs", "message"),
     [
         ({"batch_size": 0}, "batch_size is 0, but must be at least 1"),
-        ({"head_init_size": 2}, "head_init_size is 2, but must be at least 3, one row a class"),
+        ({"head_init_size": 2}, "head_init_size is 2, but must be at least 3, one row per class"),
         ({"eval_size": 1}, "eval_size is 1"),
         ({"train_on": "dev"}, "train_on is 'dev', but must be 'train' or 'head_init'"),
         ({"early_stop_on": "test"}, "early_stop_on is 'test', but must be 'dev' or 'eval'"),
         ({"pad_lengths": [32, 64]}, r"pad_lengths is \[32, 64\], but must be lengths up to max_length, 128"),
         ({"pad_lengths": []}, "pad_lengths is"),
-        ({"calibration_size": 2}, "calibration_size is 2, but must be from 3, one row a class, to train_size, 1000"),
+        ({"calibration_size": 2}, "calibration_size is 2, but must be from 3, one row per class, to train_size, 1000"),
         ({"calibration_size": 1001}, "calibration_size is 1001"),
         ({"seed": -1}, "seed is -1"),
         ({"num_workers": -1}, "num_workers is -1"),
