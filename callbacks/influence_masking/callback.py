@@ -1,7 +1,6 @@
 """The callback: what the pure parts of this package do, at the right moments of a Trainer's run."""
 
 import contextlib
-import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from influence_masking.reporting import PREFIX, held_gradient, log_held_gradient
 from influence_masking.runtime.processes import Processes
 from influence_masking.runtime.strategies import check_strategy, gradient_processes, restores_late, run_pending
 from influence_masking.selection.candidates import find_candidates
+from influence_masking.selection.counts import exact_count
 from influence_masking.selection.lowest import Scope, Tail
 from influence_masking.selection.scores import ScoreFunction, resolve_score, score_name
 from influence_masking.snapshot import MATCHED, Snapshot
@@ -289,7 +289,7 @@ class InfluenceMasking(Callback):
         return mask
 
     def _select(self, snapshot: Snapshot) -> Mask:
-        k = self.count if self.fraction is None else math.floor(self.fraction * snapshot.num_candidates)
+        k = self.count if self.fraction is None else exact_count(self.fraction, snapshot.num_candidates)
         assert k is not None
         return snapshot.select(k, self.score, self.tail, self.scope, self.seed, self.matched_score)
 
