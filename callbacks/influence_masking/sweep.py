@@ -1,13 +1,13 @@
 """Many masks from one gradient: what first-order theory predicts of each, and what zeroing it really does."""
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
 from influence_masking.errors import MaskingError
 from influence_masking.masks.mask import Mask
+from influence_masking.selection.counts import exact_count
 from influence_masking.selection.lowest import Scope, Tail
 from influence_masking.snapshot import Snapshot
 
@@ -86,7 +86,7 @@ def sweep(
         measure: Called once a point while the module evaluates with the mask zeroed: accuracy on other data, say.
     """
     for score, tail, fraction in itertools.product(scores, tails, fractions):
-        k = math.floor(fraction * snapshot.num_candidates)
+        k = exact_count(fraction, snapshot.num_candidates)
         if k > 0:
             mask = snapshot.select(k, score, tail, scope, seed)
             predicted, measured = snapshot.predicted_change(mask), snapshot.measured_change(mask)
