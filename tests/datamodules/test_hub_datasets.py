@@ -177,7 +177,7 @@ def test_where_there_is_no_local_copy_either_a_quick_error_says_how_to_work_offl
     assert found["seconds"] < 10
 
 
-def test_a_cache_folder_that_cannot_be_written_is_the_cause_that_is_told(hub, minilm, tmp_path):
+def test_a_cache_folder_that_cannot_be_written_is_the_cause_that_is_reported(hub, minilm, tmp_path):
     (tmp_path / "file").touch()
     home = tmp_path / "file" / "home"
     found = result(start(tmp_path, minilm, hub, "SST2", "SST2@nobody/nothing", HF_HOME=str(home)))
