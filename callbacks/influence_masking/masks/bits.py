@@ -31,7 +31,7 @@ def places(flags: Tensor) -> Tensor:
     return flags.nonzero().squeeze(1)
 
 
-def count(flags: Tensor) -> int:
+def count_true(flags: Tensor) -> int:
     """Returns how many elements of a bool tensor are true."""
     return int(np.count_nonzero(flags.numpy()) if flags.device.type == "cpu" else flags.count_nonzero())
 

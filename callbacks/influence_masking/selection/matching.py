@@ -1,12 +1,12 @@
 """A random selection with as many weights of each tensor and of each decile of its magnitudes as an informed one.
 
-A control for what a score knows beyond how many weights of which size it takes from where. In each decile the weights
-with the lowest random numbers are taken. Few are looked at closely: the edges of the deciles are found within the one
-bin of a coarse histogram that each falls into, and only random numbers below a bound, which exceeds the share that is
-wanted by far more than chance does, are kept and ranked.
+It controls for what a score knows beyond how many weights of which size it takes from which tensor. In each decile the
+weights with the lowest random numbers are taken. Only random numbers below a bound are kept and ranked: the share that
+is wanted plus six standard deviations, so that too few are below it only once in a billion times.
 """
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -15,11 +15,10 @@ from torch import Tensor
 
 from influence_masking.masks import bits
 from influence_masking.runtime.processes import ALONE, Processes
-from influence_masking.selection.lowest import PIECE, Scores, Weights, kth_lowest, lowest_of, workers
+from influence_masking.selection.lowest import PIECE, Scores, Weights, compare_with, kth_lowest, lowest_of, workers
 from influence_masking.selection.scores import magnitude, random
 
 DECILES = 10
-COARSE_BITS = 16  # the sign, the exponent and 7 bits of a float32's fraction: each octave in 128 bins
 MARGIN = 6.0  # standard deviations
 
 
@@ -85,36 +84,16 @@ def _pieces(part: Weights) -> Iterator[slice]:
 
 
 def _deciles(part: Weights, processes: Processes) -> _Deciles:
-    """Finds the edges: a histogram of the upper halves of the magnitudes, whose bits are in their order as integers."""
-    histogram = torch.zeros(1 << (32 - COARSE_BITS), dtype=torch.int64, device=part.theta.device)
-    for where in _pieces(part):
-        histogram += _coarse(part.theta[where]).bincount(minlength=len(histogram))
-    reached = processes.sum(histogram).cumsum(0).cpu()
-    total = int(reached[-1])
-    ranks = torch.tensor([math.ceil(total * decile / DECILES) for decile in range(1, DECILES)])
-    bins = torch.searchsorted(reached, ranks)
-    within = _members_of(part, bins)
-    edges, up_to = [], []
-    for rank, number in zip(ranks.tolist(), bins.tolist(), strict=True):
-        before = int(reached[number - 1]) if number else 0
-        values = within[_coarse(within) == number]
-        edges.append(kth_lowest(values, max(rank - before, 1), processes) if total else 0.0)
-        up_to.append(before + int(processes.sum((values <= edges[-1]).sum())))
-    sizes = torch.tensor([0, *up_to, total]).diff()
+    total = int(processes.sum(torch.tensor(len(part))))
+    if not total:
+        return _Deciles(torch.zeros(DECILES - 1, device=part.theta.device), torch.zeros(DECILES, dtype=torch.int64))
+    magnitudes = part.theta.abs().float()
+    edges = kth_lowest(magnitudes, [math.ceil(total * decile / DECILES) for decile in range(1, DECILES)], processes)
+    up_to = processes.sum(
+        torch.tensor([bits.count_true(compare_with(magnitudes, operator.le, edge)) for edge in edges])
+    )
+    sizes = torch.tensor([0, *up_to.tolist(), total]).diff()
     return _Deciles(torch.tensor(edges, device=part.theta.device), sizes)
-
-
-def _coarse(theta: Tensor) -> Tensor:
-    """Returns the upper half of the bits of each magnitude as float32."""
-    return theta.abs().float().view(torch.int32) >> COARSE_BITS
-
-
-def _members_of(part: Weights, bins: Tensor) -> Tensor:
-    """Returns the magnitudes, float32, that fall into one of some bins."""
-    asked = torch.zeros(1 << (32 - COARSE_BITS), dtype=torch.bool, device=part.theta.device)
-    asked[bins.clamp(max=len(asked) - 1)] = True
-    found = [part.theta[where][asked[_coarse(part.theta[where])]].abs().float() for where in _pieces(part)]
-    return torch.cat(found) if found else torch.empty(0, device=part.theta.device)
 
 
 def _numbers_below(part: Weights, deciles: _Deciles, bounds: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:

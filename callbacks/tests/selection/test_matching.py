@@ -88,5 +88,5 @@ def test_any_mask_can_be_matched() -> None:
 def test_a_mask_over_other_candidates_is_neither_matched_nor_predicted() -> None:
     snapshot, other = snapshot_of(Classifier()), Mask.from_flags({"net.0.weight": torch.rand(32, 16) < 0.1})
     for use in (snapshot.match, snapshot.predicted_change):
-        with pytest.raises(MaskingError, match=r"net\.3\.weight with shape None"):
+        with pytest.raises(MaskingError, match=r"net\.3\.weight has shape None"):
             use(other)
