@@ -1,10 +1,10 @@
 """Exactly the k lowest scores, nearly always in one pass over weights and gradients.
 
-Nothing is concatenated and no scores are kept. A random sample gives a bracket [low, high] that holds the k-th lowest
-score with near certainty. A pass computes the scores piece by piece, marks those below the bracket with one bit each,
-and keeps the few inside; the threshold is exact among those. If the bracket misses, or very many equal scores are in
-it, what the pass has counted gives the next bracket. Equal scores are taken in the order of (tensor, index), so the
-result is the same on every machine and however parameters are sharded over processes.
+Tensors are not concatenated and scores are not stored. A random sample gives a bracket [low, high] that contains the
+k-th lowest score with near certainty. A pass computes the scores piece by piece, marks those below the bracket with
+one bit each and keeps the few inside, among which the threshold is exact. If the bracket misses, or contains very many
+equal scores, the counts of the pass give the next bracket. Equal scores are selected in the order of (tensor, index),
+so the result is the same on every machine and for every sharding.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ from torch import Tensor
 from influence_masking.errors import MaskingError
 from influence_masking.masks import bits
 from influence_masking.masks.names import layer_of
-from influence_masking.runtime.processes import ALONE, Processes
+from influence_masking.runtime.processes import ALONE, Ranks
 from influence_masking.selection.scores import ScoreFunction, takes_position
 
-PIECE = {"cpu": 3 << 17, "cuda": 1 << 24}
-SAMPLE = 1 << 18
-BRACKET_MARGIN = 3.0  # standard deviations of the sampled rank between the quantile and either end of the bracket
-KEPT_SHARE = 1 / 64  # more scores than this inside the bracket are many equal ones
+PIECE = {"cpu": 3 << 17, "cuda": 1 << 24}  # weights per piece: on the CPU what fits in a cache; multiples of 8
+SAMPLE = 1 << 18  # number of sampled scores
+BRACKET_MARGIN = 3.0  # standard deviations of the sampled rank, from the quantile to each end of the bracket
+KEPT_SHARE = 1 / 64  # of the scores may be in the bracket; more means that many are equal
 
 Each = Callable[..., Iterable[Any]]
 Tail = Literal["lowest", "highest"]
@@ -37,13 +37,13 @@ Scope = Literal["global", "layer", "tensor"]
 
 @dataclass(frozen=True)
 class Weights:
-    """The part of one candidate that this process holds, flat, and where it stands among all candidates.
+    """The part of one candidate on this process, flat.
 
     Attributes:
-        name: The parameter's name.
-        theta: Its local elements, in any floating-point type, shape (n,).
+        name: Name of the parameter.
+        theta: Local elements in any floating-point type, shape (n,).
         grad: Their gradient, float32 or float64, shape (n,); scores are computed in float32.
-        position: Number of the first local element in the order of all candidates.
+        position: Index of the first local element among the elements of all candidates.
     """
 
     name: str
@@ -56,12 +56,12 @@ class Weights:
 
 
 class Scores:
-    """The scores of a `Weights`, computed when asked for; those of the highest tail with their sign changed.
+    """The scores of a `Weights`, computed on access; for the highest tail with their sign changed.
 
     Args:
         weights: The local part of a candidate.
         score: A resolved score.
-        tail: ``lowest`` or ``highest``.
+        tail: `lowest` or `highest`.
     """
 
     def __init__(self, weights: Weights, score: ScoreFunction, tail: Tail = "lowest") -> None:
@@ -74,33 +74,33 @@ class Scores:
         return len(self.weights)
 
     def at(self, index: slice | Tensor) -> Tensor:
-        """Returns the scores at some local elements, float32."""
+        """Return the scores at some local elements, float32."""
         theta, grad = self.weights.theta[index].float(), self.weights.grad[index].float()
         scores = self._score(theta, grad, **self._position(index)).float()
         if scores.shape != theta.shape:
             raise MaskingError(
-                f"Asked {self._score} for {len(theta)} scores, found a result of shape {tuple(scores.shape)}. A score "
-                "returns one number a weight."
+                f"The score {self._score} must return one number per weight, found shape {tuple(scores.shape)} for "
+                f"{len(theta)} weights. Make it work element by element."
             )
         return scores if self._sign == 1 else -scores
 
     def pieces(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yields the scores in pieces that fit in a cache, with where they stand; bounds are multiples of 8."""
+        """Yield the scores piece by piece, each with its slice, whose start is a multiple of 8."""
         size = PIECE.get(self.weights.theta.device.type, PIECE["cpu"])
         for start in range(0, len(self), size):
             where = slice(start, min(start + size, len(self)))
             yield where, self.at(where)
 
     def checked_pieces(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yields as `pieces` and raises a `MaskingError` at the end if a score was not a number."""
+        """Yield as `pieces` does; at the end raise a `MaskingError` if a score was NaN."""
         total = torch.zeros((), device=self.weights.theta.device)
         for where, scores in self.pieces():
-            total += scores.sum()
+            total += scores.sum()  # NaN if a score is, and much cheaper than `isnan`
             yield where, scores
         if not total.isfinite() and any(scores.isnan().any() for _, scores in self.pieces()):
             raise MaskingError(
-                f"Asked to select by {self._score}, found scores of {self.weights.name} that are not numbers. Check "
-                "the weights and the score."
+                f"The score {self._score} of {self.weights.name} is NaN for some weights. Check the weights and the "
+                "score."
             )
 
     def _position(self, index: slice | Tensor) -> dict[str, Tensor]:
@@ -117,24 +117,24 @@ def select(
     score: ScoreFunction,
     tail: Tail = "lowest",
     scope: Scope = "global",
-    processes: Processes = ALONE,
+    processes: Ranks = ALONE,
 ) -> list[Tensor]:
-    """Selects exactly k weights at one tail of their scores.
+    """Select exactly k weights at one tail of their scores.
 
     Args:
         weights: The local parts of the candidates, in the order of the model.
-        k: How many to select over all processes.
+        k: Number of weights to select over all processes.
         score: A resolved score (`scores.resolve_score`).
         tail: Which end of the scores.
-        scope: Rank over all candidates, or within each layer or tensor, which then give shares of k in proportion to
-            their sizes.
-        processes: Those that the candidates are sharded over.
+        scope: Rank over all candidates, or within each layer or tensor. Layers and tensors get shares of k in
+            proportion to their sizes.
+        processes: The processes that the candidates are sharded over.
 
     Returns:
-        For each element of ``weights`` its selection as packed bits.
+        The selection of each element of `weights` as packed bits.
 
     Raises:
-        MaskingError: If a score is not a number, or ``k`` is more than there are.
+        MaskingError: If a score is not a number, or `k` exceeds the number of candidates.
     """
     key = {"global": lambda _: "", "layer": layer_of, "tensor": lambda name: name}[scope]
     groups: dict[str, list[int]] = {}
@@ -142,19 +142,20 @@ def select(
         groups.setdefault(key(part.name), []).append(i)
     sizes = processes.sum(torch.tensor([sum(len(weights[i]) for i in members) for members in groups.values()]))
     selected: dict[int, Tensor] = {}
-    for members, share in zip(groups.values(), share_out(k, sizes.tolist()), strict=True):
-        scores = [Scores(weights[i], score, tail) for i in members]
-        selected.update(zip(members, lowest(scores, share, processes), strict=True))
+    with workers(weights) as each:
+        for members, share in zip(groups.values(), share_out(k, sizes.tolist()), strict=True):
+            scores = [Scores(weights[i], score, tail) for i in members]
+            selected.update(zip(members, lowest(scores, share, processes, each), strict=True))
     return [selected[i] for i in range(len(weights))]
 
 
-def first_order_change(weights: Sequence[Weights], selected: Sequence[Tensor], processes: Processes = ALONE) -> float:
-    """Returns minus the sum of theta * grad over a selection: to first order, how the loss changes when it is zeroed.
+def first_order_change(weights: Sequence[Weights], selected: Sequence[Tensor], processes: Ranks = ALONE) -> float:
+    """Return minus the sum of theta * grad over a selection: the first-order loss change when it is zeroed.
 
     Args:
         weights: The local parts of the candidates.
-        selected: The selection, as packed bits.
-        processes: Those that the candidates are sharded over.
+        selected: The selection as packed bits.
+        processes: The processes that the candidates are sharded over.
     """
     sums = [
         float(torch.dot(part.theta[where].double(), part.grad[where].double()))
@@ -165,7 +166,7 @@ def first_order_change(weights: Sequence[Weights], selected: Sequence[Tensor], p
 
 
 def share_out(k: int, sizes: Sequence[int]) -> list[int]:
-    """Splits k in proportion to sizes, to whole numbers that add up to k (Hamilton's method of largest remainders)."""
+    """Split k into whole numbers in proportion to sizes (Hamilton's method of largest remainders)."""
     total = max(sum(sizes), 1)
     shares = [k * size // total for size in sizes]
     by_remainder = sorted(range(len(sizes)), key=lambda i: (-(k * sizes[i] % total), i))
@@ -174,26 +175,21 @@ def share_out(k: int, sizes: Sequence[int]) -> list[int]:
     return shares
 
 
-def lowest(scores: Sequence[Scores], k: int, processes: Processes = ALONE) -> list[Tensor]:
-    """Selects exactly the k lowest scores; among equal ones those that come first.
+def lowest(scores: Sequence[Scores], k: int, processes: Ranks, each: Each) -> list[Tensor]:
+    """Select exactly the k lowest scores; among equal ones those that come first.
 
     Args:
         scores: The local parts of the candidates, in their order.
-        k: How many to select over all processes.
-        processes: Those that hold the parts: rank 0 the first rows of every candidate, rank 1 the next, and so on.
+        k: Number of weights to select over all processes.
+        processes: The processes that hold the parts: rank 0 the first rows of every candidate, rank 1 the next, ...
+        each: A `map` over the parts (`workers`).
 
     Returns:
-        For each element of ``scores`` its selection as packed bits (see `bits`).
+        The selection of each element of `scores` as packed bits (see `bits`).
 
     Raises:
-        MaskingError: If a score is not a number, or ``k`` is more than there are.
+        MaskingError: If a score is not a number, or `k` exceeds the number of candidates.
     """
-    with workers([part.weights for part in scores]) as each:
-        return lowest_of(scores, k, processes, each)
-
-
-def lowest_of(scores: Sequence[Scores], k: int, processes: Processes, each: Each) -> list[Tensor]:
-    """Do what `lowest` does, with the caller's `map` over the parts."""
     total = int(processes.sum(torch.tensor(sum(map(len, scores)))))
     if not 0 <= k <= total:
         raise MaskingError(f"Cannot select {k} weights of {total} candidates. Lower the fraction or the count.")
@@ -221,7 +217,7 @@ def lowest_of(scores: Sequence[Scores], k: int, processes: Processes, each: Each
 
 
 class _Interval(NamedTuple):
-    """Two scores that the k-th lowest lies between, ends included; how many are below and how many between."""
+    """An interval of scores that contains the k-th lowest, and how many scores are below it and inside."""
 
     low: float
     high: float
@@ -230,14 +226,14 @@ class _Interval(NamedTuple):
 
 
 def _bracket(known: _Interval, k: int, near: Tensor, is_crowded: bool) -> tuple[float, float]:
-    """Return two scores that the k-th lowest lies between, very likely, with few others.
+    """Return a narrower interval that contains the k-th lowest score with near certainty.
 
     Args:
-        known: An interval that it lies in.
-        k: Its rank.
-        near: Scores in the interval drawn at random, ascending.
-        is_crowded: Whether the interval was a bracket with too many inside. Many scores are then equal, and the
-            likeliest is tried alone: equal scores need no places, only bits.
+        known: An interval that contains it.
+        k: Its rank among all scores.
+        near: A random sample of the scores in the interval, ascending.
+        is_crowded: Whether the interval was a bracket with too many scores inside. Many scores are then equal, and the
+            likeliest one is the next bracket: equal scores are kept as bits, which takes less memory than indices.
     """
     share = (k - known.below) / known.inside
     expected, deviation = len(near) * share, math.sqrt(len(near) * share * (1 - share))
@@ -256,15 +252,15 @@ def _next(score: float, towards: float) -> float:
 
 
 class _Scan(NamedTuple):
-    """What one pass over a part found.
+    """The result of one pass over a part.
 
     Attributes:
-        below: The scores below the bracket, as packed bits.
-        num_below: Their number.
-        num_inside: Number of scores in the bracket.
-        places: Where these are, unless they are too many.
-        values: The scores there.
-        equal: The scores in the bracket as packed bits, if it is a single score.
+        below: Flags of the scores below the bracket, packed.
+        num_below: Number of scores below.
+        num_inside: Number of scores inside.
+        places: Indices of the scores inside, unless they are too many.
+        values: The scores at these indices.
+        equal: Flags of the scores inside, packed, if the bracket is a single score.
     """
 
     below: Tensor
@@ -276,7 +272,7 @@ class _Scan(NamedTuple):
 
 
 def _scan(scores: Sequence[Scores], low: float, high: float, limit: int, each: Each) -> list[_Scan]:
-    """Compare every score with a bracket; keep the places of those inside while they are at most ``limit``."""
+    """Compare every score with a bracket; keep the indices of at most about `limit` of those inside."""
     kept = 0
 
     def scan(part: Scores, below: Tensor, equal: Tensor) -> _Scan:
@@ -300,15 +296,15 @@ def _scan(scores: Sequence[Scores], low: float, high: float, limit: int, each: E
         places = torch.cat(found)
         return _Scan(below, num_below, num_inside, places, part.at(places), equal)
 
-    # what a worker thread allocates and leaves behind would keep its heap from being used again: allocated here
+    # allocated in this thread: results that outlive a worker thread keep malloc from reusing its heap
     sizes = [(-(-len(part) // 8), part.weights.theta.device) for part in scores]
     below = [torch.empty(size, dtype=torch.uint8, device=device) for size, device in sizes]
     equal = [torch.empty(size * (low == high), dtype=torch.uint8, device=device) for size, device in sizes]
     return list(each(scan, scores, below, equal))
 
 
-def _mark(scans: Sequence[_Scan], wanted: int, has_places: bool, processes: Processes) -> list[Tensor]:
-    """Add the ``wanted`` lowest scores in the bracket to those below; among equal ones those that come first."""
+def _mark(scans: Sequence[_Scan], wanted: int, has_places: bool, processes: Ranks) -> list[Tensor]:
+    """Select the scores below the bracket and the `wanted` lowest inside; among equal ones those that come first."""
     ties = [scan.equal for scan in scans]
     if has_places:
         threshold = kth_lowest(torch.cat([scan.values for scan in scans]), [wanted], processes)[0]
@@ -329,7 +325,7 @@ def _mark(scans: Sequence[_Scan], wanted: int, has_places: bool, processes: Proc
 
 
 def _first_ones(packed: Tensor, quota: int) -> Tensor:
-    """Keep the first ``quota`` of the ones among packed bits."""
+    """Keep the first `quota` of the ones among packed bits."""
     if quota <= 0:
         return torch.zeros_like(packed)
     if bits.count_ones(packed) <= quota:
@@ -340,33 +336,33 @@ def _first_ones(packed: Tensor, quota: int) -> Tensor:
 
 
 def _set_bits(packed: Tensor, places: Tensor) -> None:
-    """Set bits that are 0 to 1."""
+    """Set bits that are 0 to 1; adding is safe only because they are 0 and no index is repeated."""
     packed.index_add_(0, places >> 3, (128 >> (places & 7)).to(torch.uint8))
 
 
 def compare_with(scores: Tensor, comparison: Callable[[Any, Any], Any], bound: float) -> Tensor:
-    """Return the flags of a comparison; on the CPU by numpy, which takes a seventh of torch's time there."""
+    """Return the flags of a comparison; on the CPU by numpy, which is seven times as fast as torch there."""
     if scores.device.type == "cpu":
         return torch.from_numpy(comparison(scores.numpy(), np.float32(bound)))
     return comparison(scores, bound)
 
 
 def sort(values: Tensor) -> Tensor:
-    """Return flat values in ascending order; on the CPU by numpy, which takes a tenth of torch's time there."""
+    """Return flat values in ascending order; on the CPU by numpy, which is ten times as fast as torch there."""
     return torch.from_numpy(np.sort(values.numpy())) if values.device.type == "cpu" else values.sort().values
 
 
-def kth_lowest(values: Tensor, ranks: Sequence[int], processes: Processes = ALONE) -> list[float]:
-    """Return the float32 values of all processes at some ranks, from 1, in ascending order.
+def kth_lowest(values: Tensor, ranks: Sequence[int], processes: Ranks = ALONE) -> list[float]:
+    """Return the values of all processes, float32, that have the given ranks (from 1) in ascending order.
 
-    Several processes bisect: floats are in the order of the integers of their bits, once those of negative numbers are
-    flipped, and in 32 rounds each process counts how many of its own do not exceed the middle.
+    Over several processes the bits of the answer are found by bisection, in 32 rounds of one small sum: as integers,
+    the bits of floats are in the order of the floats, once those of negative floats are flipped.
     """
     wanted = torch.tensor(ranks)
-    ordered = sort(values + 0.0)  # makes -0.0 and 0.0 equal
+    ordered = sort(values)
     if processes.count == 1:
         return ordered[wanted.to(values.device) - 1].tolist()
-    keys = _flip(ordered.view(torch.int32))
+    keys = _flip((ordered + 0.0).view(torch.int32))  # adding zero makes -0.0 and 0.0 the same bits
     low, high = torch.full_like(wanted, -(1 << 31)), torch.full_like(wanted, (1 << 31) - 1)
     for _ in range(32):
         middle = (low + high) >> 1
@@ -377,11 +373,11 @@ def kth_lowest(values: Tensor, ranks: Sequence[int], processes: Processes = ALON
 
 
 def _flip(patterns: Tensor) -> Tensor:
-    """Flip the bits of negative floats, all but the sign, or flip them back."""
+    """Flip all bits but the sign of negative floats, or flip them back."""
     return patterns ^ ((patterns >> 31) & 0x7FFFFFFF)
 
 
-def sample_scores(scores: Sequence[Scores], processes: Processes = ALONE) -> Tensor:
+def sample_scores(scores: Sequence[Scores], processes: Ranks = ALONE) -> Tensor:
     """Return about `SAMPLE` scores of all processes, drawn at random with replacement, float32 on the CPU."""
     total = max(int(processes.sum(torch.tensor(sum(map(len, scores))))), 1)
     generator = torch.Generator().manual_seed(processes.rank)
@@ -395,9 +391,9 @@ def sample_scores(scores: Sequence[Scores], processes: Processes = ALONE) -> Ten
 
 @contextlib.contextmanager
 def workers(weights: Sequence[Weights]) -> Iterator[Each]:
-    """Gives a `map` over parts: on the CPU with a part a thread and, inside, operations that are not cut further.
+    """Provide a `map` over parts; on the CPU it runs one part per thread and torch's own threads are switched off.
 
-    Pieces fit a cache and take microseconds: what torch's own threads would wait for each other costs more than that.
+    An operation on a piece takes microseconds, less than torch's threads need to wait for each other.
     """
     threads = torch.get_num_threads()
     if not weights or weights[0].theta.device.type != "cpu":

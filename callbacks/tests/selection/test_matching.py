@@ -72,7 +72,7 @@ def test_a_bound_that_leaves_too_few_is_lifted(monkeypatch: pytest.MonkeyPatch) 
     parts = pieces("normal", SIZES)
     informed = select(parts, 12_000, SCORES["snip"])
     expected = flags_of(parts, select_matched(parts, informed, seed=0))
-    monkeypatch.setattr(matching, "MARGIN", -3.0)
+    monkeypatch.setattr(matching, "BOUND_MARGIN", -3.0)
     assert torch.equal(flags_of(parts, select_matched(parts, informed, seed=0)), expected)
 
 

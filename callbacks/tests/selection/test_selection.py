@@ -15,7 +15,7 @@ SIZES = (400_000, 300_001, 77)
 
 
 def pieces(case: str, sizes: tuple[int, ...] = SIZES) -> list[Weights]:
-    """Weights whose scores are hard to select from in the way that ``case`` says."""
+    """Weights whose scores are hard to select from in the way that `case` says."""
     generator = torch.Generator().manual_seed(5)
     parts, position = [], 0
     for i, size in enumerate(sizes):
@@ -125,7 +125,7 @@ def test_a_score_that_is_not_a_number_is_an_error_that_names_the_parameter() -> 
 
 
 def test_a_score_of_another_shape_is_an_error() -> None:
-    with pytest.raises(MaskingError, match="one number a weight"):
+    with pytest.raises(MaskingError, match="one number per weight"):
         select(pieces("normal", (100,)), 10, lambda theta, grad: grad.sum())
 
 
