@@ -159,8 +159,7 @@ class InfluenceCLI(LightningCLI):
         parser.add_argument("--dataset", type=str, default=None, help="Name of the dataset, a folder.")
         add_arm_arguments(parser)
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
-        mode = "max" if METRICS[HEADLINE].higher_is_better else "min"
-        stopping = {"monitor": f"val/{HEADLINE}", "mode": mode, "patience": 3}
+        stopping = {"monitor": f"val/{HEADLINE}", "mode": METRICS[HEADLINE].mode, "patience": 3}
         parser.set_defaults({f"early_stopping.{key}": value for key, value in stopping.items()})
         # jsonargparse replaces a linked value without a message, and leaves it out of a saved configuration
         parser.link_arguments("seed_everything", "data.init_args.seed")
