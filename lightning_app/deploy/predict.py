@@ -16,6 +16,7 @@ from datamodules import join_texts
 from lightning_app.deploy.tables import check_ending, read_table, write_table
 from lightning_app.errors import UsageError
 from lightning_app.grid.condition import quiet
+from lightning_app.results.files import check_writable
 from lightning_app.run.trained_run import FinishedRun
 
 Accelerator = Literal["auto", "cpu", "gpu", "mps", "tpu"]
@@ -122,6 +123,7 @@ def main(argv: list[str]) -> int:
     check_ending(target)
     if target.exists() and not options.overwrite:
         raise UsageError(f"--output {target} is there already. Name another file, or --overwrite it.")
+    check_writable(target)
     table = read_table(source)
     with quiet():
         run = FinishedRun(Path(options.ckpt))

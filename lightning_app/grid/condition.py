@@ -133,7 +133,7 @@ def run_condition(condition: Condition, verbose: bool = False) -> None:
     write_json(condition.folder / CONDITION_FILE, settings)
     with nullcontext() if verbose else quiet():
         resume = [f"--ckpt_path={last}"] if last else []
-        cli = InfluenceCLI(["fit", *command_line(condition), *resume])
+        cli = InfluenceCLI(["fit", "--overwrite", *command_line(condition), *resume])
         checkpoints = Path(cli.trainer.default_root_dir) / "checkpoints"
         best = checkpoints / "best.ckpt"
         cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=best, weights_only=True, verbose=False)

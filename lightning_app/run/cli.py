@@ -16,12 +16,14 @@ from lightning.pytorch.accelerators import XLAAccelerator
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import distributed
 
 from datamodules import TextDataModule
 from lightning_app.errors import UsageError, chain_of_causes
-from lightning_app.results.files import check_name
+from lightning_app.results.files import check_name, make_folder
 from lightning_app.run.checkpoints import WholeFile
 from lightning_app.run.configs import configs_folder, find_configs
+from lightning_app.run.overwrite import check_overwrite
 from lightning_app.run.recorder import Recorder
 from modules import Classifier, StartError
 from modules.backbone import resolve_backbone
@@ -40,6 +42,7 @@ class SaveConfig(SaveConfigCallback):
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         config = self.config.clone()
+        config.overwrite = False  # the file may be run again without a look
         config.trainer.default_root_dir = None  # follows from the names, also where the run is repeated elsewhere
         if stage == "fit":
             config.ckpt_path = None  # how a fit was resumed is not how it is repeated
@@ -110,6 +113,11 @@ class InfluenceCLI(LightningCLI):
         parser.add_argument("--experiment", type=str, default="single", help="Name of the experiment, a folder.")
         parser.add_argument("--dataset", type=str, default=None, help="Name of the dataset, a folder.")
         parser.add_argument("--arm", type=str, default=None, help="Name of the arm, a folder.")
+        parser.add_argument(
+            "--overwrite",
+            action="store_true",
+            help="Replace complete results in the run's folder: those of fit by fit, metrics and predictions by all.",
+        )
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("model.init_args.backbone", "data.init_args.tokenizer", compute_fn=resolve_backbone)
@@ -149,6 +157,7 @@ class InfluenceCLI(LightningCLI):
         if hasattr(logger, "init_args") and "save_dir" in logger.init_args:
             logger.init_args.save_dir = str(run)
         if self.subcommand:
+            check_overwrite(self.subcommand, run, config.overwrite)
             if config.weights_only is False:
                 raise UsageError("weights_only is false, but nothing in a checkpoint is ever executed. Leave it out.")
             config.weights_only = True
@@ -190,7 +199,7 @@ class InfluenceCLI(LightningCLI):
         if subcommand != "fit" or not self.trainer.is_global_zero:
             return super()._run_subcommand(subcommand)
         run = Path(self.trainer.default_root_dir)
-        run.mkdir(parents=True, exist_ok=True)
+        make_folder(run)
         try:
             with FileLock(run / ".lock", timeout=0):
                 super()._run_subcommand(subcommand)
@@ -280,4 +289,6 @@ class PrepareData(InfluenceCLI):
 def main(argv: list[str]) -> int:
     """Runs one command of LightningCLI; `argv` begins with the command."""
     InfluenceCLI(argv)
+    if distributed.is_initialized():
+        distributed.destroy_process_group()  # threads of gloo that live on may abort the end of the interpreter
     return 0
