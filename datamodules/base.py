@@ -24,6 +24,8 @@ from transformers import PreTrainedTokenizerBase
 from datamodules.batching import IGNORED_LABEL, SHORTEST, BatchSampler, ResumableDataLoader, TokenizedRows
 from datamodules.cache import cached_table, table_digest, text_digest
 from datamodules.errors import DataError
+from datamodules.files import text_of
+from datamodules.labels import check_label_names
 from datamodules.splits import PROTOCOL, SPLITS, SplitSizes, allocate, draw_splits
 from datamodules.tokenizers import load_tokenizer, tokenize, tokenizer_digest
 
@@ -294,6 +296,7 @@ class TextDataModule(LightningDataModule, ABC):
 
     def _check_arguments(self) -> None:
         """Refuse arguments that are out of range, by name."""
+        check_label_names(self.label_names)
         plain = re.fullmatch(r"\w[\w .-]{0,99}", self.name) is not None  # part of the names of cache files
         _require(plain, "name", self.name, "up to 100 letters, digits, spaces, dots, hyphens and underscores")
         for name in ("batch_size", "eval_batch_size", "max_length"):
@@ -317,8 +320,12 @@ class TextDataModule(LightningDataModule, ABC):
 
 
 def join_texts(table: pa.Table, columns: Sequence[str]) -> pa.ChunkedArray:
-    """Return the one text column as it is, or several, trimmed and joined by `": "`; no text is empty."""
-    texts = [pc.fill_null(table.column(name).cast(pa.large_string()), "") for name in columns]
+    """Return the one text column as it is, or several, trimmed and joined by `": "`; a missing text is empty.
+
+    Raises:
+        DataError: If a column does not hold text.
+    """
+    texts = [text_of(table, name) for name in columns]
     if len(texts) == 1:
         return texts[0]
     return pc.binary_join_element_wise(*map(pc.utf8_trim_whitespace, texts), pa.scalar(": ", pa.large_string()))

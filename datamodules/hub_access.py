@@ -6,6 +6,7 @@ The libraries try a dead endpoint six times before they use their caches: 24 sec
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -23,6 +24,25 @@ OFFLINE_ADVICE = (
 def endpoint() -> str:
     """Return the address of the hub, which HF_ENDPOINT sets."""
     return constants.ENDPOINT
+
+
+def loading_advice(*caches: str | Path) -> str:
+    """Return what to do if something could not be loaded: whether a cache folder cannot be written is tried."""
+    for folder in map(Path, (constants.HF_HUB_CACHE, *caches)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=folder):
+                pass
+        except OSError as err:
+            return f"The cache folder {folder} cannot be written ({err}). Set HF_HOME to a folder that can be."
+    return OFFLINE_ADVICE
+
+
+def root_cause(err: BaseException) -> str:
+    """Return the type and the first line of an exception, or of the one that `datasets` hides behind its own."""
+    while type(err).__name__ == "DatasetGenerationError" and (cause := err.__cause__ or err.__context__):
+        err = cause
+    return f"{type(err).__name__}: {str(err).partition(chr(10))[0].rstrip('.')}"
 
 
 def is_reachable(repo: str, kind: str) -> bool:
@@ -43,6 +63,8 @@ def is_reachable(repo: str, kind: str) -> bool:
     except OfflineModeIsEnabled:
         return False
     except Exception as err:  # the HTTP library, and so the exception, depends on the client's version
+        if isinstance(err, OSError) and err.filename:  # a file of the cache, not the hub; loading ends on it as well
+            return True
         rank_zero_warn(f"{endpoint()} does not answer ({err}). A local copy of {repo} is used if there is one.")
         return False
     return True

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from datamodules.cache import text_digest
 from datamodules.errors import DataError
-from datamodules.hub_access import OFFLINE_ADVICE, endpoint, is_reachable
+from datamodules.hub_access import endpoint, is_reachable, loading_advice, root_cause
 
 
 def load_tokenizer(path: str, max_length: int) -> PreTrainedTokenizerBase:
@@ -23,7 +23,7 @@ def load_tokenizer(path: str, max_length: int) -> PreTrainedTokenizerBase:
     except Exception as err:
         raise DataError(
             f"The tokenizer {path!r} could not be loaded, neither from a folder nor from {endpoint()} nor from a local "
-            f"copy ({type(err).__name__}: {str(err).partition(chr(10))[0].rstrip('.')}). {OFFLINE_ADVICE}"
+            f"copy ({root_cause(err)}). {loading_advice()}"
         ) from err
     if max_length > tokenizer.model_max_length:
         raise DataError(f"max_length is {max_length}, but the model of {path!r} takes {tokenizer.model_max_length}.")
