@@ -87,7 +87,10 @@ class Condition:
 
     def settings(self) -> dict[str, Any]:
         """What decides the condition's result: the content of its configurations, and what overrides them."""
-        return {"configs": [yaml.safe_load(path.read_text()) for path in self.configs], "overrides": list(self.args)}
+        return {
+            "configs": [yaml.safe_load(path.read_text(encoding="utf-8")) for path in self.configs],
+            "overrides": list(self.args),
+        }
 
     def digest(self) -> str:
         """SHA-256 of the settings."""

@@ -204,7 +204,9 @@ class InfluenceCLI(LightningCLI):
         config = self._run_config
         data, name = config.data, config.dataset
         file = configs_folder() / "data" / f"{name}.yaml"
-        shipped = yaml.safe_load(file.read_text())["data"]["init_args"] if name and file.is_file() else {}
+        shipped = (
+            yaml.safe_load(file.read_text(encoding="utf-8"))["data"]["init_args"] if name and file.is_file() else {}
+        )
         defaults = {key: argument.default for key, argument in _arguments(import_object(data.class_path)).items()}
         known = defaults | shipped | {"cache_dir": str(Path(config.outputs) / "cache")}
         linked = ("seed", "tokenizer", "train_on")

@@ -45,7 +45,7 @@ class FinishedRun(InfluenceCLI):
                 f"{self.checkpoint} has no {path} beside its folder: that file, which a fit leaves, is needed."
             )
         try:
-            config = yaml.safe_load(path.read_text())
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
             self.precision = config["trainer"]["precision"]
             config["trainer"] = {"logger": False}
             config["model"]["init_args"]["start"] = None  # the head is in the checkpoint
