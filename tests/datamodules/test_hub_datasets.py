@@ -167,3 +167,12 @@ def test_where_there_is_no_local_copy_either_a_quick_error_says_how_to_work_offl
     found = later["unreachable"]["Unknown"]
     assert all(part in found["error"] for part in ("'nobody/nothing'", DEAD, "HF_HUB_OFFLINE=1", "docstrings dataset"))
     assert found["seconds"] < 10
+
+
+def test_a_cache_folder_that_cannot_be_written_is_the_cause_that_is_reported(hub, minilm, tmp_path):
+    (tmp_path / "file").touch()
+    home = tmp_path / "file" / "home"
+    found = result(start(tmp_path, minilm, hub, "SST2", "SST2@nobody/nothing", HF_HOME=str(home)))
+    for error in (found["SST2"]["error"], found["SST2@nobody/nothing"]["error"]):
+        assert f"The cache folder {home}/hub cannot be written" in error
+        assert "Set HF_HOME to a folder that can be" in error
