@@ -17,6 +17,9 @@ from datamodules.labels import label_numbers
 OTHER_FORMATS = ("arrow", "text")
 """File formats that only `datasets` reads."""
 
+GUESSED = {"csv": ("int", "float", "bool", "null", "timestamp"), "json": ("timestamp",)}
+"""Types that `datasets` gives to what is text in a file of a format."""
+
 
 class HubDataModule(TextDataModule):
     """A dataset that is defined by class attributes alone.
@@ -110,11 +113,12 @@ class HubDataModule(TextDataModule):
                 "Set text_columns and label_column."
             )
         for name in self.text_columns:
-            dtype = getattr(dataset.features[name], "dtype", "")
-            if dataset.info.builder_name == "csv" and dtype != "string":
+            dtype = str(getattr(dataset.features[name], "dtype", ""))
+            if dtype.startswith(GUESSED.get(dataset.info.builder_name, ())):
                 raise DataError(
-                    f"`datasets` has read the column {name!r} of CSV files of {self.path!r} as {dtype}, so that 007 "
-                    "became 7. Download the files and name them in data_files with path csv."
+                    f"`datasets` has read the column {name!r} of {self.path!r} as {dtype}, so that its text is not "
+                    "what the files say (007 is 7). Download the files, and name them in data_files with path csv "
+                    "or json."
                 )
         names = getattr(dataset.features[self.label_column], "names", None)
         table = dataset.select_columns(self._columns).with_format("arrow")[:]

@@ -254,7 +254,7 @@ def test_a_folder_with_a_bracket_says_so(make_module, tmp_path):
     ("last", "message"),
     [
         ("x", r"could not be loaded: ArrowInvalid: Failed to parse string: 'x'"),
-        ("7", r"`datasets` has read the column 'text' of CSV files of .* as int64"),
+        ("7", r"`datasets` has read the column 'text' of .* as int64, so that its text is not what the files say"),
     ],
 )
 def test_types_that_datasets_gives_to_a_csv_file_are_refused_with_the_cause(make_module, tmp_path, last, message):
@@ -264,6 +264,15 @@ def test_types_that_datasets_gives_to_a_csv_file_are_refused_with_the_cause(make
     for split in ("train", "test"):
         write_csv(tmp_path / f"{split}.csv", [["text", "label"], *[["1", "0"]] * 10_050, [last, "0"]])
     with pytest.raises(DataError, match=message):
+        make_module(str(tmp_path)).load_source()
+
+
+def test_a_date_that_datasets_makes_of_a_text_is_refused(make_module, tmp_path):
+    features = "  - name: text\n    dtype: timestamp[s]\n  - name: label\n    dtype: string\n"
+    (tmp_path / "README.md").write_text(f"---\ndataset_info:\n  features:\n{features}---\n")
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.json").write_text('{"text": "2024-01-01", "label": "a"}\n')
+    with pytest.raises(DataError, match=r"has read the column 'text' of .* as timestamp\[s\]"):
         make_module(str(tmp_path)).load_source()
 
 
