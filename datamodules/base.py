@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
@@ -26,7 +26,7 @@ from datamodules.cache import cached_table, table_digest, text_digest
 from datamodules.errors import DataError
 from datamodules.files import text_of
 from datamodules.labels import check_label_names
-from datamodules.splits import PROTOCOL, SPLITS, SplitSizes, allocate, draw_splits
+from datamodules.splits import PROTOCOL, SPLITS, Splits, SplitSizes, allocate, draw_splits
 from datamodules.tokenizers import load_tokenizer, tokenize, tokenizer_digest
 
 TrainOn = Literal["train", "head_init"]
@@ -127,7 +127,7 @@ class TextDataModule(LightningDataModule, ABC):
     def load_source(self) -> tuple[pa.Table, pa.Table]:
         """Return the training pool and the evaluation rows: tables of `row` and `label` (int64) and `text`.
 
-        An unlabelled row has label -1. No column has nulls.
+        An unlabeled row has label -1. No column has nulls.
 
         Raises:
             DataError: If the data cannot be loaded or is malformed.
@@ -252,14 +252,27 @@ class TextDataModule(LightningDataModule, ABC):
         pool_texts, pool_labels = pool.column("text").to_pylist(), pool.column("label").to_pylist()
         eval_texts, eval_labels = held_out.column("text").to_pylist(), held_out.column("label").to_pylist()
         drawn = draw_splits(pool_texts, pool_labels, eval_texts, eval_labels, self.sizes, self.seed, self.label_names)
+        self._report(drawn, len(pool))
         parts = [
             (held_out if split == "eval" else pool)
-            .take(drawn[split])
+            .take(drawn.rows[split])
             .select(["row", "text", "label"])
-            .append_column("split", pa.repeat(split, len(drawn[split])))
+            .append_column("split", pa.repeat(split, len(drawn.rows[split])))
             for split in SPLITS
         ]
         return pa.concat_tables(parts)
+
+    def _report(self, drawn: Splits, pool_size: int) -> None:
+        """Say which rows cannot be drawn, and warn of equal texts with different labels."""
+        if drawn.left_out:
+            reasons = ", ".join(f"{rows:,} {reason}" for reason, rows in drawn.left_out.items())
+            rank_zero_info(f"{self.name}: of {pool_size:,} training rows, some are left out: {reasons}")
+        if drawn.contradictions:
+            rank_zero_warn(
+                f"{self.name}: texts with different labels: {len(drawn.contradictions):,}, for example "
+                f"{drawn.contradictions[0][:80]!r}. At most one of the rows of such a text is drawn for training. "
+                "Check the labels."
+            )
 
     def _load_tokens(self, splits: pa.Table) -> pa.Table:
         """Return the table of `input_ids`, one list per row of `splits`."""

@@ -16,7 +16,7 @@ import pyarrow as pa
 from datamodules.base import TextDataModule
 from datamodules.cache import cached_table, text_digest
 from datamodules.errors import DataError
-from datamodules.splits import allocate, candidates, draw_keys
+from datamodules.splits import allocate, candidates, draw_keys, loose_key
 
 LIBRARIES = ("matplotlib", "networkx", "numpy", "pandas", "sympy", "torch", "transformers")
 """All are direct or indirect dependencies of this package."""
@@ -75,7 +75,7 @@ def collect() -> pa.Table:
 def hold_out(corpus: pa.Table, size: int) -> list[int]:
     """Draw `size` stratified rows by the hashes of their texts."""
     texts, labels = corpus.column("text").to_pylist(), corpus.column("label").to_pylist()
-    by_class = candidates(texts, labels, draw_keys(texts, "held out"), set(), len(LIBRARIES))
+    by_class = candidates(texts, labels, draw_keys(map(loose_key, texts), "held out"), len(LIBRARIES))
     shares = allocate(size, [len(rows) for rows in by_class])
     return [row for rows, share in zip(by_class, shares, strict=True) for row in rows[:share]]
 
@@ -90,7 +90,7 @@ def library_paragraphs(library: str, size: int) -> list[str]:
     for file in _source_files(library):
         for text in map(blank_names, first_paragraphs(file.read_bytes())):
             if sum(word.strip(".,;:()'\"").isalpha() for word in text.split()) >= MIN_WORDS:
-                found.setdefault(draw_keys([text], "")[0], text)
+                found.setdefault(loose_key(text), text)
         if len(found) >= size:
             return list(found.values())[:size]
     raise DataError(f"{size} docstrings of {library} are needed, but its source has {len(found)}. Reinstall it.")

@@ -1,20 +1,21 @@
 """The split protocol: which rows are in head_init, train, dev and eval.
 
 Pure functions of texts, labels, sizes and seed. A row's place is decided by a keyed hash of its text, never by its
-position or by a random number generator, so the same content gives the same splits on every machine and with every
-version of every library.
+position or by a random number generator, so that the same content gives the same splits on every machine and with every
+version of every library. `docs/data.md` explains the protocol.
 """
 
 import hashlib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from datamodules.errors import DataError
 
-PROTOCOL = "1"
-"""Part of every fingerprint: raise it whenever the same input would be split differently."""
+PROTOCOL = "2"
+"""Part of every fingerprint: increase it whenever the same input is split differently."""
 
 SPLITS = ("head_init", "train", "dev", "eval")
 
@@ -25,7 +26,7 @@ _ASCII_DROPPED = bytes(code for code in range(128) if not chr(code).isalnum())
 
 @dataclass(frozen=True)
 class SplitSizes:
-    """How many rows each split holds; `eval` is None for all of them."""
+    """Rows in each split; `eval` is None for all of them."""
 
     head_init: int
     train: int
@@ -33,19 +34,43 @@ class SplitSizes:
     eval: int | None = None
 
 
-def normalize(text: str) -> bytes:
-    """Return the case-folded NFKC letters and digits of `text`: what makes two rows the same."""
+@dataclass(frozen=True)
+class Splits:
+    """The rows of each split, and what the user should know about the others.
+
+    Attributes:
+        rows: for each split the positions in the training pool, or for `eval` in the evaluation rows.
+        left_out: why rows of the training pool cannot be drawn, with the number of rows.
+        contradictions: texts that are there with different labels.
+    """
+
+    rows: dict[str, list[int]]
+    left_out: Counter[str]
+    contradictions: list[str]
+
+
+def strict_key(text: str) -> bytes:
+    """Return `text` without differences in case, white space and Unicode form: rows of one key are repetitions.
+
+    Signs, symbols and marks count: `C++` is not `C#`, 3.5 is not 35, and Hindi vowels, which are marks, are kept.
+    """
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
+    return " ".join(text.lower().split()).encode()
+
+
+def loose_key(text: str) -> bytes:
+    """Return the case-folded letters and digits of `text`; a training row with the key of an eval row gives it away."""
     if text.isascii():
         return text.encode().translate(_ASCII_LOWER, _ASCII_DROPPED)
     folded = unicodedata.normalize("NFKC", text).casefold()
     return _NOT_ALPHANUMERIC.sub("", folded).encode()
 
 
-def draw_keys(texts: Sequence[str], seed: int | str) -> list[bytes]:
-    """Return a 16-byte hash of each normalized text, keyed by `seed`; empty where nothing is left of the text."""
-    key = str(seed).encode()
-    normalized = map(normalize, texts)
-    return [hashlib.blake2b(text, digest_size=16, key=key).digest() if text else b"" for text in normalized]
+def draw_keys(keys: Iterable[bytes], seed: int | str) -> list[bytes]:
+    """Return a 16-byte hash of each key, keyed by `seed`; an empty key stays empty."""
+    salt = str(seed).encode()
+    return [hashlib.blake2b(key, digest_size=16, key=salt).digest() if key else b"" for key in keys]
 
 
 def allocate(size: int, counts: Sequence[int]) -> list[int]:
@@ -76,19 +101,15 @@ def allocate(size: int, counts: Sequence[int]) -> list[int]:
     return shares
 
 
-def candidates(
-    texts: Sequence[str], labels: Sequence[int], keys: Sequence[bytes], excluded: set[bytes], num_labels: int
-) -> list[list[int]]:
-    """Lists, for each class, the rows that may be drawn, in the order in which they are drawn.
+def candidates(texts: Sequence[str], labels: Sequence[int], keys: Sequence[bytes], num_labels: int) -> list[list[int]]:
+    """List, for each class, the rows that may be drawn, in the order in which they are drawn.
 
-    Left out are unlabelled rows (label -1), rows without a letter or digit, and rows whose key is in `excluded`. Of
-    rows with the same normalized text the one with the smallest text and label stays, so the order of the rows in the
-    source does not matter.
+    Rows with an empty key are left out. Of rows with the same key the one with the smallest text and label stays, so
+    that the order of the rows in the source does not matter.
     """
-    usable = [row for row, key in enumerate(keys) if key and labels[row] != -1 and key not in excluded]
     by_class: list[list[int]] = [[] for _ in range(num_labels)]
     previous = b""
-    for row in sorted(usable, key=lambda row: (keys[row], texts[row], labels[row])):
+    for row in sorted(range(len(keys)), key=lambda row: (keys[row], texts[row], labels[row])):
         if keys[row] != previous:
             by_class[labels[row]].append(row)
         previous = keys[row]
@@ -103,27 +124,63 @@ def draw_splits(
     sizes: SplitSizes,
     seed: int,
     label_names: Sequence[str],
-) -> dict[str, list[int]]:
+) -> Splits:
     """Draw head_init, train and dev from the pool and eval from its own rows.
 
-    The three are disjoint, stratified, without duplicates, and share no normalized text with any row of eval, drawn
-    or not, so they do not change with `sizes.eval`. In each class head_init and then dev are taken from the front
-    of the hashed order and train from its end: a smaller train is part of a larger one, and no other split changes.
-
-    Returns:
-        For each split the positions in `pool_texts`, or for `"eval"` in `eval_texts`.
+    The three are disjoint, stratified, without repeated texts (`strict_key`), and give no row of eval away
+    (`loose_key`), drawn or not, so that they do not change with `sizes.eval`. In each class head_init and then dev are
+    taken from the front of the hashed order and train from its end: a smaller train is part of a larger one, and no
+    other split changes.
 
     Raises:
-        DataError: there are no rows, a label is out of range, an evaluation row has none, or a class has too few rows.
+        DataError: If there are no rows, a label is out of range, an evaluation row has none, or a class has too few
+            rows.
     """
     num_labels = len(label_names)
     _check_labels(pool_labels, -1, num_labels, "The training pool")
     _check_labels(eval_labels, 0, num_labels, "The evaluation split")
-    eval_keys = draw_keys(eval_texts, seed)
-    pool_keys = draw_keys(pool_texts, seed)
-    by_class = candidates(pool_texts, pool_labels, pool_keys, set(eval_keys), num_labels)
-    drawn = _draw_from_pool(by_class, sizes, label_names)
-    return drawn | {"eval": _draw_eval(eval_texts, eval_labels, eval_keys, sizes.eval, label_names)}
+    pool_keys, eval_keys = list(map(strict_key, pool_texts)), list(map(strict_key, eval_texts))
+    left_out = _find_unusable(pool_texts, pool_labels, pool_keys, eval_texts, eval_keys)
+    keys = draw_keys((b"" if row in left_out else key for row, key in enumerate(pool_keys)), seed)
+    by_class = candidates(pool_texts, pool_labels, keys, num_labels)
+    reasons = Counter(left_out.values())
+    reasons["repeated"] = len(keys) - len(left_out) - sum(map(len, by_class))
+    rows = _draw_from_pool(by_class, sizes, label_names)
+    rows["eval"] = _draw_eval(eval_texts, eval_labels, draw_keys(eval_keys, seed), sizes.eval, label_names)
+    contradictions = _find_contradictions(
+        [*pool_texts, *eval_texts], [*pool_labels, *eval_labels], pool_keys + eval_keys
+    )
+    return Splits(rows, +reasons, contradictions)
+
+
+def _find_unusable(
+    texts: Sequence[str],
+    labels: Sequence[int],
+    keys: Sequence[bytes],
+    eval_texts: Sequence[str],
+    eval_keys: Sequence[bytes],
+) -> dict[int, str]:
+    """Return the rows of the pool that cannot be drawn, with the reason."""
+    held_out = {loose_key(text) or key for text, key in zip(eval_texts, eval_keys, strict=True)}
+    reasons = {}
+    for row, (text, label, key) in enumerate(zip(texts, labels, keys, strict=True)):
+        if label == -1:
+            reasons[row] = "unlabeled"
+        elif not key:
+            reasons[row] = "without text"
+        elif (loose_key(text) or key) in held_out:
+            reasons[row] = "matching an eval row"
+    return reasons
+
+
+def _find_contradictions(texts: Sequence[str], labels: Sequence[int], keys: Sequence[bytes]) -> list[str]:
+    """Return one text for each key that labeled rows of several classes have."""
+    first: dict[bytes, int] = {}
+    found: dict[bytes, str] = {}
+    for text, label, key in zip(texts, labels, keys, strict=True):
+        if key and label != -1 and first.setdefault(key, label) != label:
+            found.setdefault(key, text)
+    return list(found.values())
 
 
 def _check_labels(labels: Sequence[int], lowest: int, num_labels: int, where: str) -> None:
@@ -134,7 +191,7 @@ def _check_labels(labels: Sequence[int], lowest: int, num_labels: int, where: st
     if wrong:
         raise DataError(
             f"{where} should have labels {lowest} to {num_labels - 1}, but also has {wrong[:5]} "
-            "(-1 is an unlabelled row). Name every class in label_names, and evaluate on a labelled split."
+            "(-1 is an unlabeled row). Name every class in label_names, and evaluate on a labeled split."
         )
 
 
@@ -174,5 +231,5 @@ def _check_counts(found: Sequence[int], asked: Sequence[int], label_names: Seque
         if rows < wanted:
             raise DataError(
                 f"{wanted} rows of class {name!r} are asked for in all, but only {rows} usable ones are found "
-                "(labelled, not repeated, not in eval). Lower head_init_size, train_size, dev_size or eval_size."
+                "(labeled, not repeated, not in eval). Lower head_init_size, train_size, dev_size or eval_size."
             )

@@ -1,4 +1,6 @@
+import itertools
 import random
+import unicodedata
 from collections import Counter
 
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from datamodules import DataError
 from datamodules.cache import text_digest
-from datamodules.splits import SplitSizes, allocate, draw_keys, draw_splits, normalize
+from datamodules.splits import SplitSizes, allocate, draw_splits, loose_key, strict_key
 
 NAMES = ("no", "yes", "maybe")
 SIZES = SplitSizes(head_init=20, train=40, dev=20)
@@ -19,28 +21,52 @@ def make_rows(size, word="text"):
 
 
 def draw(pool, held_out, sizes=SIZES, seed=0, names=NAMES):
-    return draw_splits(*pool, *held_out, sizes, seed, names)
+    return draw_splits(*pool, *held_out, sizes, seed, names).rows
 
 
 def texts_of(pool, drawn):
     return {split: [pool[0][row] for row in drawn[split]] for split in ("head_init", "train", "dev")}
 
 
+HINDI = ["".join(pair) for pair in itertools.product("कखगघ", ["", *"ािीुूृेैोौंःँ"])]
+APART = ["C++", "C#", "C", "3.5", "35", "-5", "5", "good 🙂", "good 🙁", "good", "good!", "50 %", "50 €", *HINDI]
+
+
 @given(st.text())
-def test_normalized_text_is_what_letters_and_digits_spell(text):
-    expected = "".join(char for char in normalize(text).decode() if char.isalnum())
-    assert normalize(text).decode() == expected
-    assert normalize(f" {text.upper() if text.isascii() else text} -_!") == normalize(text)
+def test_the_loose_key_is_what_letters_and_digits_spell(text):
+    expected = "".join(char for char in loose_key(text).decode() if char.isalnum())
+    assert loose_key(text).decode() == expected
+    assert loose_key(f" {text.upper() if text.isascii() else text} -_!") == loose_key(text)
 
 
 @given(st.text(st.characters(codec="ascii")))
 def test_the_short_way_for_ascii_equals_the_long_way(text):
-    assert normalize(text) == normalize(text + "é")[:-2]
+    assert loose_key(text) == loose_key(text + "é")[:-2]
+    assert strict_key(text) == strict_key(text + "é")[:-2].rstrip()
 
 
-def test_normalized_text_folds_case_and_compatibility_forms():
-    assert normalize("\uff26\uff55\uff4c\uff4c \ufb01ne STRASSE, \u00b2!") == normalize("full fine straße 2")
-    assert normalize("... !?") == b""
+def test_the_loose_key_folds_case_and_compatibility_forms():
+    assert loose_key("\uff26\uff55\uff4c\uff4c \ufb01ne STRASSE, \u00b2!") == loose_key("full fine straße 2")
+    assert loose_key("... !?") == b""
+
+
+@given(st.text(), st.sampled_from(["NFC", "NFD"]))
+def test_the_strict_key_ignores_case_white_space_and_unicode_form_alone(text, form):
+    assert strict_key(strict_key(text).decode()) == strict_key(text)
+    assert strict_key(f"\n{unicodedata.normalize(form, text)}\t ") == strict_key(text)
+    assert strict_key(unicodedata.normalize("NFD", text).casefold()) == strict_key(text)
+    assert strict_key(text) or not text.strip()
+
+
+def test_signs_symbols_and_marks_tell_texts_apart():
+    assert len({strict_key(text) for text in APART}) == len(APART)
+    assert strict_key(" Good\u00a0 FILM ") == strict_key("good film") != strict_key("good film!")
+
+
+@given(st.lists(st.sampled_from(APART), max_size=6))
+def test_texts_of_one_strict_key_have_one_loose_key(texts):
+    loose = {strict_key(text): loose_key(text) for text in texts}
+    assert [loose[strict_key(text.upper())] for text in texts] == [loose_key(text) for text in texts]
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=20), st.data())
@@ -83,7 +109,7 @@ def test_splits_are_disjoint_stratified_and_do_not_depend_on_the_order_of_rows(s
 def test_the_draw_is_the_same_on_every_machine():
     pool = make_rows(300)
     texts = texts_of(pool, draw(pool, make_rows(50, "eval")))
-    assert text_digest(*texts["head_init"], *texts["train"], *texts["dev"]).startswith("e60c2505ab2e7366")
+    assert text_digest(*texts["head_init"], *texts["train"], *texts["dev"]).startswith("efaf1857638501c5")
 
 
 def test_another_seed_draws_other_rows():
@@ -120,14 +146,53 @@ def test_a_smaller_train_is_part_of_a_larger_one_and_moves_nothing_else():
     assert (small["head_init"], small["dev"]) == (large["head_init"], large["dev"])
 
 
-def test_repeated_empty_and_unlabelled_rows_are_not_drawn():
+def test_repeated_empty_and_unlabeled_rows_are_not_drawn_and_counted():
     pool = make_rows(90)
-    texts = pool[0] + [text.title() for text in pool[0]] + ["...", ""] * 20 + [f"unlabelled {row}" for row in range(40)]
+    texts = (
+        pool[0] + [f" {text.title()}" for text in pool[0]] + [" ", ""] * 20 + [f"unlabeled {row}" for row in range(40)]
+    )
     labels = pool[1] * 2 + [0] * 40 + [-1] * 40
-    drawn = draw((texts, labels), make_rows(50, "eval"))
-    chosen = [row for split in ("head_init", "train", "dev") for row in drawn[split]]
+    held_out = make_rows(50, "eval")
+    texts, labels = texts + [f"{text}!" for text in held_out[0][:7]], labels + [0] * 7
+    drawn = draw_splits(texts, labels, *held_out, SIZES, 0, NAMES)
+    chosen = [row for split in ("head_init", "train", "dev") for row in drawn.rows[split]]
     assert max(chosen) < 180
-    assert len(set(draw_keys([texts[row] for row in chosen], 0))) == 80
+    assert len({strict_key(texts[row]) for row in chosen}) == 80
+    assert drawn.left_out == {
+        "repeated": 90,
+        "without text": 40,
+        "unlabeled": 40,
+        "matching an eval row": 7,
+    }
+
+
+def test_texts_that_signs_tell_apart_are_all_drawn():
+    texts = [f"{text} {row}" for row in range(10) for text in APART]
+    labels = [row % 2 for row in range(len(texts))]
+    drawn = draw_splits(texts, labels, ["an eval row"], [0], SplitSizes(100, len(texts) - 200, 100), 0, ("no", "yes"))
+    assert sum(len(drawn.rows[split]) for split in ("head_init", "train", "dev")) == len(texts)
+    assert not drawn.left_out
+
+
+@pytest.mark.parametrize("text", ["C#", "c++!", "(C)"])
+def test_a_training_row_that_only_signs_tell_from_an_eval_row_is_not_drawn(text):
+    pool, held_out = make_rows(300), (["C++"], [0])
+    drawn = draw_splits([*pool[0], text], [*pool[1], 0], *held_out, SIZES, 0, NAMES)
+    assert drawn.left_out == {"matching an eval row": 1}
+
+
+def test_a_text_without_letters_counts_by_its_signs():
+    pool, held_out = make_rows(300), ([":)", "🙂"], [0, 0])
+    drawn = draw_splits([*pool[0], ":(", ":)", "🙁", "🙂"], [*pool[1], 0, 0, 0, 0], *held_out, SIZES, 0, NAMES)
+    assert drawn.left_out == {"matching an eval row": 2}
+
+
+def test_equal_texts_with_different_labels_are_found():
+    pool, held_out = make_rows(300), make_rows(50, "eval")
+    texts = [*pool[0], "Good  film", "good film", "GOOD FILM", "good film!", pool[0][0], held_out[0][0], "alone", " "]
+    labels = [*pool[1], 0, 1, 2, 0, pool[1][0], (held_out[1][0] + 1) % 3, -1, 1]
+    drawn = draw_splits(texts, labels, *held_out, SIZES, 0, NAMES)
+    assert [strict_key(text) for text in drawn.contradictions] == [b"good film", strict_key(held_out[0][0])]
 
 
 def test_of_rows_with_one_text_and_two_labels_the_same_stays_in_any_order():

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -315,6 +316,24 @@ def test_arguments_out_of_range_are_refused_by_name(toy_class, kwargs, message):
 def test_too_few_rows_for_the_sizes_asked_for_is_an_error(make_toy):
     with pytest.raises(DataError, match="rows of class 'a' are asked for in all"):
         make_toy(train_size=5000)
+
+
+def test_what_is_left_out_and_contradicts_itself_is_reported_once(toy_class, make_toy, monkeypatch, caplog):
+    pool, held_out = make_toy().load_source()
+    texts, labels = pool["text"].to_pylist(), pool["label"].to_pylist()
+    texts[:4] = ["", held_out["text"][0].as_py() + "!", "twice", "Twice"]
+    labels[:4] = [0, 0, 1, 2]
+    changed = pa.table({"row": pool["row"], "text": texts, "label": labels})
+    monkeypatch.setattr(toy_class, "load_source", lambda self: (changed, held_out))
+    with (
+        caplog.at_level("INFO"),
+        pytest.warns(UserWarning, match="toy: texts with different labels: 1, for example 'Twice'"),
+    ):
+        make_toy()
+    reported = [record.message for record in caplog.records if "left out" in record.message]
+    assert reported == [
+        "toy: of 600 training rows, some are left out: 1 without text, 1 matching an eval row, 1 repeated"
+    ]
 
 
 def test_a_folder_without_a_tokenizer_is_an_error_that_names_it(toy_class, tmp_path):
