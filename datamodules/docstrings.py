@@ -16,7 +16,8 @@ import pyarrow as pa
 from datamodules.base import TextDataModule
 from datamodules.cache import cached_table, text_digest
 from datamodules.errors import DataError
-from datamodules.splits import allocate, candidates, draw_keys, loose_key
+from datamodules.keys import loose_key
+from datamodules.splits import allocate, candidates, draw_keys
 
 LIBRARIES = ("matplotlib", "networkx", "numpy", "pandas", "sympy", "torch", "transformers")
 """All are direct or indirect dependencies of this package."""

@@ -6,22 +6,18 @@ version of every library. `docs/data.md` explains the protocol.
 """
 
 import hashlib
-import re
-import unicodedata
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from datamodules.errors import DataError
+from datamodules.keys import loose_key, strict_key
+from datamodules.overlap import Overlap
 
-PROTOCOL = "2"
+PROTOCOL = "3"
 """Part of every fingerprint: increase it whenever the same input is split differently."""
 
 SPLITS = ("head_init", "train", "dev", "eval")
-
-_NOT_ALPHANUMERIC = re.compile(r"[\W_]+")
-_ASCII_LOWER = bytes(range(256)).lower()
-_ASCII_DROPPED = bytes(code for code in range(128) if not chr(code).isalnum())
 
 
 @dataclass(frozen=True)
@@ -47,24 +43,6 @@ class Splits:
     rows: dict[str, list[int]]
     left_out: Counter[str]
     contradictions: list[str]
-
-
-def strict_key(text: str) -> bytes:
-    """Return `text` without differences in case, white space and Unicode form: rows of one key are repetitions.
-
-    Signs, symbols and marks count: `C++` is not `C#`, 3.5 is not 35, and Hindi vowels, which are marks, are kept.
-    """
-    if not text.isascii():
-        text = unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
-    return " ".join(text.lower().split()).encode()
-
-
-def loose_key(text: str) -> bytes:
-    """Return the case-folded letters and digits of `text`; a training row with the key of an eval row gives it away."""
-    if text.isascii():
-        return text.encode().translate(_ASCII_LOWER, _ASCII_DROPPED)
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return _NOT_ALPHANUMERIC.sub("", folded).encode()
 
 
 def draw_keys(keys: Iterable[bytes], seed: int | str) -> list[bytes]:
@@ -128,9 +106,9 @@ def draw_splits(
     """Draw head_init, train and dev from the pool and eval from its own rows.
 
     The three are disjoint, stratified, without repeated texts (`strict_key`), and give no row of eval away
-    (`loose_key`), drawn or not, so that they do not change with `sizes.eval`. In each class head_init and then dev are
+    (`loose_key`), drawn or not, so that they do not change with `sizes.eval`. In each class dev and then head_init are
     taken from the front of the hashed order and train from its end: a smaller train is part of a larger one, and no
-    other split changes.
+    other split changes. A row that overlaps with a row of dev is passed over in head_init and train.
 
     Raises:
         DataError: If there are no rows, a label is out of range, an evaluation row has none, or a class has too few
@@ -145,7 +123,8 @@ def draw_splits(
     by_class = candidates(pool_texts, pool_labels, keys, num_labels)
     reasons = Counter(left_out.values())
     reasons["repeated"] = len(keys) - len(left_out) - sum(map(len, by_class))
-    rows = _draw_from_pool(by_class, sizes, label_names)
+    rows, passed_over = _draw_from_pool(by_class, pool_texts, sizes, label_names)
+    reasons["drawn but overlapping with a dev row"] = len(passed_over)
     rows["eval"] = _draw_eval(eval_texts, eval_labels, draw_keys(eval_keys, seed), sizes.eval, label_names)
     contradictions = _find_contradictions(
         [*pool_texts, *eval_texts], [*pool_labels, *eval_labels], pool_keys + eval_keys
@@ -195,18 +174,31 @@ def _check_labels(labels: Sequence[int], lowest: int, num_labels: int, where: st
         )
 
 
-def _draw_from_pool(by_class: list[list[int]], sizes: SplitSizes, label_names: Sequence[str]) -> dict[str, list[int]]:
-    """Cut head_init, dev and train out of each class's ordered rows."""
+def _draw_from_pool(
+    by_class: list[list[int]], texts: Sequence[str], sizes: SplitSizes, label_names: Sequence[str]
+) -> tuple[dict[str, list[int]], list[int]]:
+    """Take dev, head_init and train out of each class's ordered rows; return the rows that were passed over as well."""
     counts = [len(rows) for rows in by_class]
     _check_counts(counts, [1] * len(counts), label_names)
-    head_init, dev, train = (allocate(size, counts) for size in (sizes.head_init, sizes.dev, sizes.train))
-    _check_counts(counts, [sum(parts) for parts in zip(head_init, dev, train, strict=True)], label_names)
+    shares = {split: allocate(getattr(sizes, split), counts) for split in ("head_init", "train", "dev")}
+    asked = [sum(parts) for parts in zip(*shares.values(), strict=True)]
+    _check_counts(counts, asked, label_names)
     drawn: dict[str, list[int]] = {"head_init": [], "train": [], "dev": []}
+    drawn["dev"] = [row for rows, share in zip(by_class, shares["dev"], strict=True) for row in rows[:share]]
+    overlap = Overlap(texts[row] for row in drawn["dev"])
+    passed_over: list[int] = []
+    found = shares["dev"].copy()
     for label, rows in enumerate(by_class):
-        drawn["head_init"] += rows[: head_init[label]]
-        drawn["dev"] += rows[head_init[label] : head_init[label] + dev[label]]
-        drawn["train"] += rows[len(rows) - train[label] :]
-    return drawn
+        left = deque(rows[shares["dev"][label] :])
+        for split, take in (("head_init", left.popleft), ("train", left.pop)):
+            taken: list[int] = []
+            while left and len(taken) < shares[split][label]:
+                row = take()
+                (passed_over if texts[row] in overlap else taken).append(row)
+            drawn[split] += taken if split == "head_init" else taken[::-1]
+            found[label] += len(taken)
+    _check_counts(found, asked, label_names)
+    return drawn, passed_over
 
 
 def _draw_eval(
@@ -231,5 +223,6 @@ def _check_counts(found: Sequence[int], asked: Sequence[int], label_names: Seque
         if rows < wanted:
             raise DataError(
                 f"{wanted} rows of class {name!r} are asked for in all, but only {rows} usable ones are found "
-                "(labeled, not repeated, not in eval). Lower head_init_size, train_size, dev_size or eval_size."
+                "(labeled, not repeated, not in eval, not overlapping with dev). Lower head_init_size, train_size, "
+                "dev_size or eval_size."
             )

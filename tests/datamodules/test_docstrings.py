@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from datamodules import DataError, Docstrings
 from datamodules.docstrings import LIBRARIES, blank_names, first_paragraphs, hold_out, library_paragraphs
-from datamodules.splits import loose_key
+from datamodules.keys import loose_key
 
 SOURCE = b'''
 """Module text

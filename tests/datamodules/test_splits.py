@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from datamodules import DataError
 from datamodules.cache import text_digest
-from datamodules.splits import SplitSizes, allocate, draw_splits, loose_key, strict_key
+from datamodules.keys import loose_key, strict_key
+from datamodules.overlap import Overlap
+from datamodules.splits import SplitSizes, allocate, draw_splits
 
 NAMES = ("no", "yes", "maybe")
 SIZES = SplitSizes(head_init=20, train=40, dev=20)
@@ -109,7 +111,7 @@ def test_splits_are_disjoint_stratified_and_do_not_depend_on_the_order_of_rows(s
 def test_the_draw_is_the_same_on_every_machine():
     pool = make_rows(300)
     texts = texts_of(pool, draw(pool, make_rows(50, "eval")))
-    assert text_digest(*texts["head_init"], *texts["train"], *texts["dev"]).startswith("efaf1857638501c5")
+    assert text_digest(*texts["head_init"], *texts["train"], *texts["dev"]).startswith("c1c40a59b4e2f588")
 
 
 def test_another_seed_draws_other_rows():
@@ -146,6 +148,36 @@ def test_a_smaller_train_is_part_of_a_larger_one_and_moves_nothing_else():
     assert (small["head_init"], small["dev"]) == (large["head_init"], large["dev"])
 
 
+PHRASES = st.lists(st.sampled_from(["a", "b", "c", "D", "e,", "(f)"]), min_size=1, max_size=9).map(" ".join)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(PHRASES, min_size=12, max_size=60), st.integers(2, 8), st.integers(2, 8), st.integers(2, 8))
+def test_no_training_row_overlaps_with_dev_and_dev_is_drawn_first(phrases, head_init, train, dev):
+    pool = phrases, [row % 2 for row in range(len(phrases))]
+    try:
+        drawn = draw(pool, (["eval"], [0]), SplitSizes(head_init, train, dev), names=("no", "yes"))
+    except DataError as err:
+        assert "usable ones are found" in str(err)
+        return
+    overlap = Overlap(phrases[row] for row in drawn["dev"])
+    assert not [row for row in drawn["head_init"] + drawn["train"] if phrases[row] in overlap]
+    smaller = draw(pool, (["eval"], [0]), SplitSizes(2, 2, dev), names=("no", "yes"))
+    assert smaller["dev"] == drawn["dev"]
+    assert set(smaller["train"]) <= set(drawn["train"])
+    assert set(smaller["head_init"]) <= set(drawn["head_init"])
+
+
+def test_rows_that_are_passed_over_are_counted():
+    pool, held_out = make_rows(300), make_rows(50, "eval")
+    texts = [f"{text} of a long row" for text in pool[0]]
+    dev = [texts[row] for row in draw((texts, pool[1]), held_out)["dev"]]
+    phrases = [" ".join(text.split()[1:5]) for text in dev]  # such as `number 7 of a`
+    drawn = draw_splits(texts + phrases, pool[1] + [0] * 20, *held_out, SplitSizes(20, 200, 20), 0, NAMES)
+    dev = Overlap((texts + phrases)[row] for row in drawn.rows["dev"])
+    assert 0 < drawn.left_out["drawn but overlapping with a dev row"] <= sum(text in dev for text in texts + phrases)
+
+
 def test_repeated_empty_and_unlabeled_rows_are_not_drawn_and_counted():
     pool = make_rows(90)
     texts = (
@@ -167,7 +199,7 @@ def test_repeated_empty_and_unlabeled_rows_are_not_drawn_and_counted():
 
 
 def test_texts_that_signs_tell_apart_are_all_drawn():
-    texts = [f"{text} {row}" for row in range(10) for text in APART]
+    texts = [f"{text} {row}" for row in range(10) for text in APART if text != "good!"]  # overlaps with "good"
     labels = [row % 2 for row in range(len(texts))]
     drawn = draw_splits(texts, labels, ["an eval row"], [0], SplitSizes(100, len(texts) - 200, 100), 0, ("no", "yes"))
     assert sum(len(drawn.rows[split]) for split in ("head_init", "train", "dev")) == len(texts)
