@@ -26,7 +26,7 @@ from datamodules.cache import cached_table, table_digest, text_digest
 from datamodules.errors import DataError
 from datamodules.files import text_of
 from datamodules.labels import check_label_names
-from datamodules.splits import PROTOCOL, SPLITS, Splits, SplitSizes, allocate, draw_splits
+from datamodules.splits import PROTOCOL, SPLITS, Splits, SplitSizes, draw_splits
 from datamodules.tokenizers import load_tokenizer, tokenize, tokenizer_digest
 
 TrainOn = Literal["train", "head_init"]
@@ -166,7 +166,8 @@ class TextDataModule(LightningDataModule, ABC):
         splits = self._load_splits()
         tokens = self._load_tokens(splits)
         self._rows = {split: self._select(splits, tokens, _positions(splits, split)) for split in SPLITS}
-        self._calibration = self._select(splits, tokens, self._calibration_positions(splits))
+        calibration = _positions(splits, "train")[: self.calibration_size]  # the rows of a smaller train come first
+        self._calibration = self._select(splits, tokens, calibration)
         if self.shuffle_calibration_labels:
             self._calibration.labels = self._permuted(self._calibration.labels)
         self.split_sizes = {split: len(rows) for split, rows in self._rows.items()}
@@ -282,16 +283,6 @@ class TextDataModule(LightningDataModule, ABC):
         path = self.cache_dir / "tokens" / f"{self.name}-{self._tokens_digest[:16]}.parquet"
         texts = splits.column("text")
         return cached_table(path, key, lambda: tokenize(self.tokenizer, texts.to_pylist(), self.max_length))
-
-    def _calibration_positions(self, splits: pa.Table) -> np.ndarray:
-        """Return where the rows for masks are: the last of each class of train, those of a smaller train."""
-        train = _positions(splits, "train")
-        if self.calibration_size is None:
-            return train
-        labels = splits.column("label").to_numpy()[train]
-        by_class = [train[labels == label] for label in range(self.num_labels)]
-        shares = allocate(self.calibration_size, [len(rows) for rows in by_class])
-        return np.concatenate([rows[len(rows) - share :] for rows, share in zip(by_class, shares, strict=True)])
 
     def _permuted(self, labels: Tensor) -> Tensor:
         """Return the labels, permuted by the seed alone."""

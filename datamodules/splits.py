@@ -6,15 +6,16 @@ version of every library. `docs/data.md` explains the protocol.
 """
 
 import hashlib
+import itertools
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from datamodules.errors import DataError
 from datamodules.keys import loose_key, strict_key
 from datamodules.overlap import Overlap
 
-PROTOCOL = "3"
+PROTOCOL = "4"
 """Part of every fingerprint: increase it whenever the same input is split differently."""
 
 SPLITS = ("head_init", "train", "dev", "eval")
@@ -51,32 +52,37 @@ def draw_keys(keys: Iterable[bytes], seed: int | str) -> list[bytes]:
     return [hashlib.blake2b(key, digest_size=16, key=salt).digest() if key else b"" for key in keys]
 
 
-def allocate(size: int, counts: Sequence[int]) -> list[int]:
-    """Share `size` among classes of `counts` rows: proportional, largest remainders first, at least one each.
+def allocation(counts: Sequence[int]) -> Iterator[int]:
+    """Yield the class of one row after the other, so that any number of rows is shared in proportion to `counts`.
+
+    Each class has a row first, in class order. The shares of any number of rows are less than one row from
+    proportional, if each class is due one, and no class has fewer rows of a larger number: the method of Balinski and
+    Young (The Quota Method of Apportionment, 1975). The method of largest remainders does not have this property.
 
     Args:
-        size: rows to share.
         counts: rows found of each class, at least one.
+    """
+    shares, total = [1] * len(counts), sum(counts)
+    yield from range(len(counts))
+    for rows in itertools.count(len(counts) + 1):
+        due = [label for label, count in enumerate(counts) if shares[label] * total < rows * count]
+        chosen = max(due, key=lambda label: counts[label] / (shares[label] + 1))
+        shares[chosen] += 1
+        yield chosen
 
-    Returns:
-        Rows of each class, summing to `size`. Equal remainders are served in class order.
+
+def allocate(size: int, counts: Sequence[int]) -> list[int]:
+    """Return how many of `size` rows each class has by `allocation`.
 
     Raises:
-        DataError: `size` is smaller than the number of classes.
+        DataError: If `size` is smaller than the number of classes.
     """
     if size < len(counts):
         raise DataError(
             f"A split of {size} rows cannot hold a row of each of {len(counts)} classes. Ask for more rows."
         )
-    total = sum(counts)
-    shares = [size * count // total for count in counts]
-    by_remainder = sorted(range(len(counts)), key=lambda label: -(size * counts[label] % total))
-    for label in by_remainder[: size - sum(shares)]:
-        shares[label] += 1
-    while 0 in shares:
-        shares[shares.index(max(shares))] -= 1
-        shares[shares.index(0)] += 1
-    return shares
+    shares = Counter(itertools.islice(allocation(counts), size))
+    return [shares[label] for label in range(len(counts))]
 
 
 def candidates(texts: Sequence[str], labels: Sequence[int], keys: Sequence[bytes], num_labels: int) -> list[list[int]]:
@@ -107,8 +113,8 @@ def draw_splits(
 
     The three are disjoint, stratified, without repeated texts (`strict_key`), and give no row of eval away
     (`loose_key`), drawn or not, so that they do not change with `sizes.eval`. In each class dev and then head_init are
-    taken from the front of the hashed order and train from its end: a smaller train is part of a larger one, and no
-    other split changes. A row that overlaps with a row of dev is passed over in head_init and train.
+    taken from the front of the hashed order and train from its end: a smaller train is the front of a larger one, and
+    no other split changes. A row that overlaps with a row of dev is passed over in head_init and train.
 
     Raises:
         DataError: If there are no rows, a label is out of range, an evaluation row has none, or a class has too few
@@ -179,25 +185,24 @@ def _draw_from_pool(
 ) -> tuple[dict[str, list[int]], list[int]]:
     """Take dev, head_init and train out of each class's ordered rows; return the rows that were passed over as well."""
     counts = [len(rows) for rows in by_class]
-    _check_counts(counts, [1] * len(counts), label_names)
-    shares = {split: allocate(getattr(sizes, split), counts) for split in ("head_init", "train", "dev")}
-    asked = [sum(parts) for parts in zip(*shares.values(), strict=True)]
-    _check_counts(counts, asked, label_names)
-    drawn: dict[str, list[int]] = {"head_init": [], "train": [], "dev": []}
-    drawn["dev"] = [row for rows, share in zip(by_class, shares["dev"], strict=True) for row in rows[:share]]
-    overlap = Overlap(texts[row] for row in drawn["dev"])
+    _check_counts(counts, [1] * len(counts), sizes.head_init + sizes.train + sizes.dev, label_names)
+    left, overlap = [deque(rows) for rows in by_class], Overlap([])
+    asked, found = [0] * len(counts), [0] * len(counts)
+    drawn: dict[str, list[int]] = {"dev": [], "head_init": [], "train": []}
     passed_over: list[int] = []
-    found = shares["dev"].copy()
-    for label, rows in enumerate(by_class):
-        left = deque(rows[shares["dev"][label] :])
-        for split, take in (("head_init", left.popleft), ("train", left.pop)):
-            taken: list[int] = []
-            while left and len(taken) < shares[split][label]:
-                row = take()
-                (passed_over if texts[row] in overlap else taken).append(row)
-            drawn[split] += taken if split == "head_init" else taken[::-1]
-            found[label] += len(taken)
-    _check_counts(found, asked, label_names)
+    for split, take in (("dev", deque.popleft), ("head_init", deque.popleft), ("train", deque.pop)):
+        for label in itertools.islice(allocation(counts), getattr(sizes, split)):
+            asked[label] += 1
+            while left[label]:
+                row = take(left[label])
+                if texts[row] not in overlap:
+                    drawn[split].append(row)
+                    found[label] += 1
+                    break
+                passed_over.append(row)
+        if split == "dev":
+            overlap = Overlap(texts[row] for row in drawn["dev"])
+    _check_counts(found, asked, 0, label_names)
     return drawn, passed_over
 
 
@@ -211,18 +216,18 @@ def _draw_eval(
     for row in sorted(range(len(labels)), key=lambda row: (keys[row], texts[row], labels[row])):
         by_class[labels[row]].append(row)
     counts = [len(rows) for rows in by_class]
-    _check_counts(counts, [1] * len(counts), label_names)
+    _check_counts(counts, [1] * len(counts), size, label_names)
     shares = allocate(size, counts)
-    _check_counts(counts, shares, label_names)
     return sorted(row for rows, share in zip(by_class, shares, strict=True) for row in rows[:share])
 
 
-def _check_counts(found: Sequence[int], asked: Sequence[int], label_names: Sequence[str]) -> None:
-    """Refuse a draw of more rows of a class than there are."""
-    for name, rows, wanted in zip(label_names, found, asked, strict=True):
+def _check_counts(found: Sequence[int], asked: Sequence[int], in_all: int, label_names: Sequence[str]) -> None:
+    """Refuse a draw of more rows of a class, or of all classes, than there are."""
+    of_classes = [f"of class {name!r} " for name in label_names]
+    for name, rows, wanted in zip([*of_classes, ""], [*found, sum(found)], [*asked, in_all], strict=True):
         if rows < wanted:
             raise DataError(
-                f"{wanted} rows of class {name!r} are asked for in all, but only {rows} usable ones are found "
+                f"{wanted} rows {name}are asked for in all, but only {rows} usable ones are found "
                 "(labeled, not repeated, not in eval, not overlapping with dev). Lower head_init_size, train_size, "
                 "dev_size or eval_size."
             )

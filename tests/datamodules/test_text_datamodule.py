@@ -147,10 +147,15 @@ def test_calibration_does_not_depend_on_how_training_is_batched(make_toy):
             assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_smaller_calibration_is_a_stratified_part_of_train_and_not_its_longest_rows(make_toy):
+@pytest.mark.parametrize("size", [3, 7, 40, 41, 113, 200])
+def test_a_smaller_calibration_has_the_rows_that_a_train_split_of_its_size_has(make_toy, size):
+    rows = sorted(rows_of(make_toy(calibration_size=size).calibration_dataloader()))
+    assert rows == split_rows(make_toy(train_size=size))["train"]
+
+
+def test_a_smaller_calibration_is_a_part_of_train_and_not_its_longest_rows(make_toy):
     module = make_toy(calibration_size=40)
     rows = sorted(rows_of(module.calibration_dataloader()))
-    assert rows == split_rows(make_toy(train_size=40))["train"]
     assert set(rows) < set(split_rows(module)["train"])
     lengths = [mask.sum(1) for mask in (batch["attention_mask"] for batch in module.calibration_dataloader())]
     everything = [batch["attention_mask"].sum(1) for batch in make_toy().calibration_dataloader()]
@@ -314,8 +319,10 @@ def test_arguments_out_of_range_are_refused_by_name(toy_class, kwargs, message):
 
 
 def test_too_few_rows_for_the_sizes_asked_for_is_an_error(make_toy):
-    with pytest.raises(DataError, match="rows of class 'a' are asked for in all"):
+    with pytest.raises(DataError, match="5110 rows are asked for in all, but only 600"):
         make_toy(train_size=5000)
+    with pytest.raises(DataError, match=r"rows of class '.' are asked for in all"):
+        make_toy(train_size=490)
 
 
 def test_what_is_left_out_and_contradicts_itself_is_reported_once(toy_class, make_toy, monkeypatch, caplog):
