@@ -82,7 +82,7 @@ def resumed(case: str, folder: Path) -> None:
 
 
 def trained(case: str, folder: Path) -> None:
-    """Train under the case's strategy and writes what each rank found."""
+    """Train under the case's strategy and write the results of each rank."""
     options = json.loads(os.environ["MASKING_OPTIONS"])
     callback = InfluenceMasking(targets=["0", "3"], num_samples=90, **options)
     module = (Sharded if case == "fsdp2" else Classifier)(width=33)
