@@ -11,6 +11,7 @@ from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from torch import Tensor
 
 from modules.errors import CheckpointError
+from modules.start import FOLDER, MASK, START, kind_of_file
 
 FIELDS = {
     "state_dict": dict,
@@ -48,19 +49,25 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         _check_archive(Path(path))
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # damaged bytes may raise anything; the cause is kept
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: {_reason(error)}. Nothing in it was executed. Delete it, and "
-            "fit again."
-        ) from error
+        damaged = f"{path} cannot be read as a checkpoint: {_reason(error)}. Nothing in it was executed. Give another"
+        raise CheckpointError(wrong_kind(Path(path)) or f"{damaged}, or fit again with --overwrite.") from error
     _check_fields(path, checkpoint)
     _check_weights(path, checkpoint["state_dict"])
     return checkpoint
 
 
+def wrong_kind(path: Path) -> str | None:
+    """Says what a path is, and what to give, where it is that of something else than a checkpoint."""
+    kind = kind_of_file(path)
+    if kind == FOLDER:
+        return f"{path} is a folder. Give a checkpoint in it, such as {path / 'checkpoints' / 'best.ckpt'}."
+    return f"{path} is {kind}. Give a checkpoint: <run>/checkpoints/best.ckpt." if kind in (START, MASK) else None
+
+
 def _check_archive(path: Path) -> None:
     """Raises ValueError unless the file is an archive as `torch.save` writes it; torch itself skips the checksums."""
     if not path.is_file():
-        raise ValueError("it is no file")
+        raise ValueError("it is not a file")
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]

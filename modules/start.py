@@ -3,6 +3,7 @@
 import hashlib
 import json
 import uuid
+import zipfile
 from dataclasses import asdict, dataclass, fields
 from math import isfinite
 from pathlib import Path
@@ -12,6 +13,22 @@ from safetensors.torch import save
 from torch import Tensor
 
 from modules.errors import StartError
+
+FOLDER, START, MASK, UNKNOWN = "a folder", "a baseline start", "a mask", "a damaged or unknown file"
+
+
+def kind_of_file(path: Path) -> str:
+    """What is at a path, in words for a message."""
+    if path.is_dir():
+        return FOLDER
+    if zipfile.is_zipfile(path):
+        return "a checkpoint or another archive"
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError):
+        return UNKNOWN
+    return START if "start" in metadata else MASK if "shapes" in metadata else UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -45,8 +62,13 @@ class Start:
             StartError: If the file is missing or not a start.
         """
         path = Path(path)
-        if not path.is_file():
+        if not path.exists():
             raise StartError(f"No baseline start at {path}: the other arms begin from the head that `baseline` trains.")
+        kind = kind_of_file(path)
+        if kind not in (START, UNKNOWN):
+            raise StartError(
+                f"{path} is not a baseline start but {kind}. Give the start.safetensors of a baseline's run folder."
+            )
         try:
             with safe_open(path, framework="pt") as file:
                 metadata, names = file.metadata() or {}, file.keys()

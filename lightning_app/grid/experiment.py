@@ -3,6 +3,7 @@
 import gc
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter
@@ -17,7 +18,7 @@ from lightning_app.errors import UsageError
 from lightning_app.grid.condition import CONDITION_FILE, Condition, command_line
 from lightning_app.grid.schedule import Plan, Workers, passes_of, run_all, tokens_of
 from lightning_app.grid.workers import InProcess, Processes, call_in_process, devices_of
-from lightning_app.results.files import METRICS_FILE, check_name, read_json
+from lightning_app.results.files import METRICS_FILE, check_name, make_folder, read_json
 from lightning_app.results.identity import Arm
 from lightning_app.results.settings import describe_difference
 from lightning_app.run.configs import (
@@ -30,6 +31,7 @@ from lightning_app.run.configs import (
     find_datasets,
 )
 from lightning_app.run.messages import explain
+from lightning_app.run.overwrite import is_complete
 from lightning_app.run.quiet import quiet
 
 QUICK_SIZE = 50
@@ -167,6 +169,8 @@ def build_conditions(options: Namespace, folder: Path) -> list[Condition]:
     for key in ("datasets", "arms", "seeds"):
         if not getattr(options, key):
             raise UsageError(f"--{key} is empty: give at least one value.")
+        if repeated := [value for value, times in Counter(getattr(options, key)).items() if times > 1]:
+            raise UsageError(f"--{key} has {repeated[0]} more than once. Give each value once.")
     datasets, arms = find_datasets(options.datasets), find_arms(options.arms)
     for arm, assignment in map(_split_assignment, options.set):
         if arm and arm not in arms:
@@ -178,7 +182,7 @@ def build_conditions(options: Namespace, folder: Path) -> list[Condition]:
     return [
         _condition(options, folder, dataset, arm, seed)
         for dataset in datasets.values()
-        for seed in dict.fromkeys(options.seeds)
+        for seed in options.seeds
         for arm in arms.values()
     ]
 
@@ -228,7 +232,8 @@ def check_settings(conditions: list[Condition]) -> None:
     """
     for condition in conditions:
         made = condition.made_under()
-        if condition.is_complete and made["digest"] != condition.digest():
+        fitted_alone = made["digest"] is None and is_complete("fit", condition.folder)
+        if (condition.is_complete or fitted_alone) and made["digest"] != condition.digest():
             raise UsageError(
                 f"{condition.folder} is complete, but was made under other settings: {_difference(made, condition)}. "
                 "Give this experiment another --name, or --overwrite what is there."
@@ -349,7 +354,7 @@ def main(argv: list[str], report: Callable[[Path], str]) -> int:
     options = parse_options(argv)
     check_engine(options)
     folder = experiment_folder(options)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     try:
         with FileLock(folder / ".lock", timeout=0):
             return _run(options, folder, report)
@@ -364,7 +369,7 @@ def _run(options: Namespace, folder: Path, report: Callable[[Path], str]) -> int
     if options.storage:
         from lightning_app.grid.cluster import Storage
 
-        Storage(options.storage).fetch(folder.name, folder)  # results that this machine does not have yet
+        Storage(options.storage).fetch(folder.name, folder, keep_complete=True)  # results that this machine lacks
     if not options.overwrite:
         check_settings(conditions)
     todo = [condition for condition in conditions if options.overwrite or not condition.is_complete]

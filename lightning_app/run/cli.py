@@ -18,10 +18,11 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import distributed
 
 from datamodules import TextDataModule
 from lightning_app.errors import UsageError, chain_of_causes
-from lightning_app.results.files import check_name
+from lightning_app.results.files import check_name, make_folder
 from lightning_app.results.identity import Arm, Identity
 from lightning_app.results.metrics import HEADLINE, METRICS
 from lightning_app.run.checkpoints import AtomicCheckpointIO
@@ -34,6 +35,7 @@ from lightning_app.run.configs import (
     read_config,
 )
 from lightning_app.run.messages import class_of, explain, unknown_key
+from lightning_app.run.overwrite import check_overwrite
 from lightning_app.run.recorder import Recorder
 from modules import Caches, Classifier, StartError
 from modules.backbone import model_type, resolve_backbone
@@ -61,6 +63,7 @@ class SaveConfig(SaveConfigCallback):
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         config = self.config.clone()
+        config.overwrite = False  # the saved file must not replace complete results when it is run again
         config.trainer.default_root_dir = None  # derived from the names, also if the run is repeated elsewhere
         if stage == "fit":
             config.ckpt_path = None  # a repeated fit starts from the beginning
@@ -157,10 +160,14 @@ class InfluenceCLI(LightningCLI):
         parser.add_argument("--dataset", type=str, default=None, help="Name of the dataset, a folder.")
         add_arm_arguments(parser)
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
-        mode = "max" if METRICS[HEADLINE].higher_is_better else "min"
-        stopping = {"monitor": f"val/{HEADLINE}", "mode": mode, "patience": 3}
+        stopping = {"monitor": f"val/{HEADLINE}", "mode": METRICS[HEADLINE].mode, "patience": 3}
         parser.set_defaults({f"early_stopping.{key}": value for key, value in stopping.items()})
         # jsonargparse replaces a linked value without a message, and leaves it out of a saved configuration
+        parser.add_argument(
+            "--overwrite",
+            action="store_true",
+            help="Replace complete results in the run's folder: those of fit by fit, metrics and predictions by all.",
+        )
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("model.init_args.backbone", "data.init_args.tokenizer", compute_fn=resolve_backbone)
@@ -200,6 +207,7 @@ class InfluenceCLI(LightningCLI):
         if hasattr(logger, "init_args") and "save_dir" in logger.init_args:
             logger.init_args.save_dir = str(run)
         if self.subcommand:
+            check_overwrite(self.subcommand, run, config.overwrite)
             if config.weights_only is False:
                 raise UsageError("weights_only is false, but nothing in a checkpoint is ever executed. Leave it out.")
             config.weights_only = True
@@ -249,7 +257,7 @@ class InfluenceCLI(LightningCLI):
         if subcommand != "fit" or not self.trainer.is_global_zero:
             return super()._run_subcommand(subcommand)
         run = Path(self.trainer.default_root_dir)
-        run.mkdir(parents=True, exist_ok=True)
+        make_folder(run)
         try:
             with FileLock(run / ".lock", timeout=0):
                 super()._run_subcommand(subcommand)
@@ -382,4 +390,6 @@ class PrepareData(InfluenceCLI):
 def main(argv: list[str]) -> int:
     """Runs one command of LightningCLI; `argv` begins with the command."""
     InfluenceCLI(argv)
+    if distributed.is_initialized():
+        distributed.destroy_process_group()  # threads of gloo that live on may abort the end of the interpreter
     return 0

@@ -114,7 +114,7 @@ class Recorder(MetricLogger):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the mask and what is known of the training."""
         now, folder = perf_counter(), Path(trainer.default_root_dir)
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or cast(Any, trainer).fast_dev_run:
             return
         record: dict[str, Any] = {
             "trainable_parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),

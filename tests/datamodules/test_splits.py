@@ -56,7 +56,7 @@ def test_the_loose_key_folds_case_and_compatibility_forms():
 def test_the_strict_key_ignores_case_white_space_and_unicode_form_alone(text, form):
     assert strict_key(strict_key(text).decode()) == strict_key(text)
     assert strict_key(f"\n{unicodedata.normalize(form, text)}\t ") == strict_key(text)
-    assert strict_key(text.casefold()) == strict_key(text)
+    assert strict_key(unicodedata.normalize("NFD", text).casefold()) == strict_key(text)
     assert strict_key(text) or not text.strip()
 
 

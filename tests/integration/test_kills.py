@@ -75,7 +75,9 @@ def words(tiny_qwen: str) -> list[str]:
 
 ARMS = ["--arms", "baseline", "influence+all"]
 STEP = f"{CLASSIFIER}.optimizer_step"
-STOPPED = "influence experiment: stopped by SIGTERM; nothing that was complete is lost\n"
+STOPPED = (
+    "influence experiment: stopped by SIGTERM; nothing that was complete is lost. Run the same command to resume.\n"
+)
 LORA = ["lora:model.dropout=0.5", "--arms", "baseline", "lora"]
 
 
