@@ -78,13 +78,13 @@ class Sweep(Classifier):
             )
         self.fractions, self.tails, self.scores = fractions, tails, scores
         for score in set(scores) - {MATCHED}:
-            resolve_score(score)  # before the backbone is loaded, so that an unknown one is found at once
+            resolve_score(score)  # before the backbone is loaded, so that an unknown one is refused at once
         self.masking = masking_of(masking, kwargs.get("seed", 0))
         self.result: SweepResult | None = None
         super().__init__(**kwargs)
 
     def adapt(self) -> None:
-        """Freezes everything, once it is certain that there are weights to mask."""
+        """Freezes everything, after checking that there are weights to mask."""
         self.masking.options = replace(self.masking.options, targets=self.candidate_targets())
         find_candidates(self, self.masking.options.targets)
         self.requires_grad_(False)

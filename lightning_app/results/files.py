@@ -1,4 +1,4 @@
-"""Files of results: named safely, written whole or not at all, and read strictly."""
+"""Files of results: named safely, written atomically and read strictly."""
 
 import errno
 import json
@@ -19,7 +19,7 @@ FIT_FILE, METRICS_FILE = "fit.json", "metrics.json"
 PREDICTIONS_FILE, MASK_FILE, SWEEP_FILE = "predictions.parquet", "mask.safetensors", "sweep.json"
 
 RERUN = "Run the condition again with --overwrite."
-"""The advice where a file that a run wrote is damaged or missing."""
+"""Advice for a damaged or missing file that a run wrote."""
 
 
 def check_name(what: str, name: str | None) -> str:
@@ -55,15 +55,15 @@ def own_folder(path: Path) -> Path:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it, unless they are there.
+    """Makes a folder and those above it, unless they exist.
 
     Raises:
         OSError: If it cannot be made; it names the folder.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except FileNotFoundError as error:  # what /proc answers, also where the folder above is there
-        raise PermissionError(errno.EACCES, "No folder can be made there", str(path)) from error
+    except FileNotFoundError as error:  # raised by /proc even if the folder above exists
+        raise PermissionError(errno.EACCES, "No folder can be made here", str(path)) from error
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -115,10 +115,10 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Makes a file beside a file that will be written later, and removes it.
+    """Checks that a file can be written, by making and removing another one in the same folder.
 
     Raises:
-        OSError: If nothing can be written there; it names the later file.
+        OSError: If nothing can be written; it names the file.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -170,7 +170,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no file.
-        UsageError: If the file holds something else.
+        UsageError: If it is not a file that holds a JSON object.
     """
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} is not a file. {RERUN}")
