@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any, Literal, cast
 
 from filelock import FileLock, Timeout
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 from tqdm.auto import tqdm
 
@@ -30,6 +30,7 @@ from lightning_app.run.configs import (
     find_configs,
     find_datasets,
 )
+from lightning_app.run.messages import explain
 from lightning_app.run.overwrite import is_complete
 from lightning_app.run.quiet import quiet
 
@@ -47,6 +48,7 @@ def build_parser() -> ArgumentParser:
         "condition that fails does not stop the others; arms that others start from are added.",
         default_config_files=[str(configs_folder() / "experiment.yaml")],
         exit_on_error=False,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("-c", "--config", action=ActionConfigFile, help="YAML file with any of these options.")
@@ -107,7 +109,11 @@ def build_parser() -> ArgumentParser:
 
 def parse_options(argv: list[str]) -> Namespace:
     """Parse the options of the command line, in which the values of a list are separated by spaces."""
-    options = build_parser().parse_args(find_configs(_join_lists(argv)))
+    parser = build_parser()
+    try:
+        options = parser.parse_args(find_configs(_join_lists(argv)))
+    except ArgumentError as error:
+        raise UsageError(explain(str(error), vars(parser.get_defaults().as_flat()))) from error
     for key in ("outputs", "backbone"):
         if options[key] is None:
             raise UsageError(f"--{key} is null, but must have a value. Leave it out for its default.")
@@ -170,7 +176,9 @@ def build_conditions(options: Namespace, folder: Path) -> list[Condition]:
         if arm and arm not in arms:
             choose_arm(arm)
         if PLACING.match(assignment):
-            raise UsageError(f"--set {assignment}: an experiment sets this itself, by --datasets, --arms and --seeds.")
+            raise UsageError(
+                f"--set {assignment}: an experiment has --datasets, --arms, --seeds, --outputs and --name for this."
+            )
     return [
         _condition(options, folder, dataset, arm, seed)
         for dataset in datasets.values()

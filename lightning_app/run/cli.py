@@ -5,12 +5,12 @@ import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from filelock import FileLock, Timeout
 from jsonargparse import ArgumentError, Namespace
-from jsonargparse._util import import_object
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import XLAAccelerator
@@ -34,7 +34,7 @@ from lightning_app.run.configs import (
     find_configs,
     read_config,
 )
-from lightning_app.run.messages import class_of, explain_unknown, explain_value, unknown_key
+from lightning_app.run.messages import class_of, explain, unknown_key
 from lightning_app.run.overwrite import check_overwrite
 from lightning_app.run.recorder import Recorder
 from modules import Caches, Classifier, StartError
@@ -142,15 +142,13 @@ class InfluenceCLI(LightningCLI):
             raise UsageError(f"seed_everything is {seed!r}, but must be a whole number from 0 to 2**32 - 1.")
 
     def _explain(self, parser: LightningArgumentParser, message: str) -> str:
-        """The argument parser's message in one line, with the nearest keys that exist."""
-        key = unknown_key(message)
-        if key is None:
-            return explain_value(message)
+        """The argument parser's message in one line, with the nearest key that exists."""
         parsers = [parser, *getattr(self, "_subcommand_parsers", {}).values()]
         known = {name for each in parsers for name in vars(each.get_defaults().as_flat())}
-        if (path := class_of(message)) and (section := key.partition(".")[0]):
-            known |= {f"{section}.{name}" for name in option_names(import_object(path))}
-        return explain_unknown(key, sorted(known))
+        key, path = unknown_key(message), class_of(message)
+        if key and path:
+            known |= {f"{key.partition('.')[0]}.{name}" for name in option_names(import_class(path))}
+        return explain(message, sorted(known))
 
     def _parse_ckpt_path(self) -> None:
         """Takes nothing from a checkpoint: LightningCLI would let a checkpoint choose the class of the model."""
@@ -275,7 +273,7 @@ class InfluenceCLI(LightningCLI):
         shipped = {path.stem: read_config(path)["data"] for path in (configs_folder() / "data").glob("*.yaml")}
         known = shipped.get(dataset, {})
         known = known.get("init_args", {}) if known.get("class_path") == data.class_path else None
-        defaults = {key: argument.default for key, argument in _arguments(import_object(data.class_path)).items()}
+        defaults = {key: argument.default for key, argument in _arguments(import_class(data.class_path)).items()}
         defaults |= (known or {}) | {"cache_dir": str(Path(config.outputs) / "cache")}
         linked = ("seed", "tokenizer", "train_on")
         changed = {
@@ -308,7 +306,7 @@ def set_backbone_options(model: Namespace) -> None:
     """
     options = model.init_args
     family = backbone_options(model_type(options.backbone))
-    trains = options.get("tune", import_object(model.class_path).trains)
+    trains = options.get("tune", import_class(model.class_path).trains)
     fitting = {"learning_rate": family["learning_rates"].get(trains), "pooling": family.get("pooling")}
     for key, value in fitting.items():
         if key in options and options[key] is None:
@@ -341,6 +339,12 @@ def _arguments(kind: type) -> dict[str, inspect.Parameter]:
     return {name: item for signature in signatures for name, item in signature.parameters.items()}
 
 
+def import_class(path: str) -> Any:
+    """The class at a dotted path, which the argument parser has already imported."""
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
 def option_names(kind: type) -> Iterator[str]:
     """The options of a class as they are typed; those of an argument that is a dataclass follow its name and a dot."""
     named = {
@@ -359,7 +363,7 @@ def check_nulls(what: str, chosen: Namespace) -> None:
     Raises:
         UsageError: If an argument is null that must have a value.
     """
-    for name, argument in _arguments(import_object(chosen.class_path)).items():
+    for name, argument in _arguments(import_class(chosen.class_path)).items():
         is_null = name in chosen.init_args and chosen.init_args[name] is None
         if is_null and argument.default is not None and type(None) not in get_args(argument.annotation):
             raise UsageError(f"{what}.{name} is null, but must have a value. Leave it out for its default.")
@@ -378,7 +382,7 @@ class PrepareData(InfluenceCLI):
     def instantiate_classes(self) -> None:
         """Builds the datamodule alone."""
         data = self.config.data
-        self.datamodule = import_object(data.class_path)(**data.init_args)
+        self.datamodule = import_class(data.class_path)(**data.init_args)
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
 
