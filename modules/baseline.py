@@ -13,7 +13,7 @@ from modules.start import Start, StartReference
 class Baseline(Classifier):
     """Trains the head alone, and leaves it as `start.safetensors` in the run's folder."""
 
-    needs_start = False
+    trains = "head"
 
     def adapt(self) -> None:
         """Freezes the backbone."""

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from torch import Tensor
 
+from modules.errors import CheckpointError
 from modules.start import FOLDER, MASK, START, kind_of_file
 
 FIELDS = {
@@ -25,10 +26,6 @@ FIELDS = {
 
 TRAINING_FIELDS = {"callbacks": dict, "optimizer_states": list, "lr_schedulers": list}
 """What one that a fit can go on from holds besides."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is damaged, belongs to another condition, or cannot be resumed."""
 
 
 class CheckedCheckpointIO(_WrappingCheckpointIO):

@@ -12,18 +12,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PretrainedConfig, get_linear_schedule_with_warmup
 
-from modules.backbone import backbone_fingerprint, compile_layers, default_pooling, load_backbone, pool, visible
-from modules.checkpoints import CheckpointError, check_fit
-from modules.features import Batch, FeatureCache, Features, extract
-from modules.measures import Measures
+from modules.backbone import Pooling, backbone_fingerprint, compile_layers, load_backbone, pool, visible
+from modules.caches import Caches
+from modules.checkpoints import check_fit
+from modules.errors import CheckpointError, OptionError
+from modules.families import as_targets, candidate_names, family_of, state_width
+from modules.features import Batch, Features, extract
 from modules.start import Start
-
-SHARED_FEATURES = FeatureCache()
-"""Of this process: the arms of an experiment follow each other in it."""
-
-
-class OptionError(ValueError):
-    """An option of an arm is out of its range."""
 
 
 class Classifier(LightningModule):
@@ -37,53 +32,63 @@ class Classifier(LightningModule):
     Args:
         backbone: Hub id, local folder, or `all-MiniLM-L6-v2` (see `resolve_backbone`).
         num_labels: Number of classes; the command line takes it from the dataset.
-        learning_rate: Peak learning rate of AdamW.
+        learning_rate: Peak learning rate of AdamW; None: its own default, 1e-3.
         weight_decay: AdamW's decay of matrices; biases and norms are not decayed.
         warmup_ratio: Share of the steps over which the learning rate rises linearly; then it falls linearly to 0.
+        pooling: How token states become the vector of a text: `last` or `mean`. None: as the backbone's family does.
+        targets: Which weights are masked or adapted: a list of name endings (`q_proj`), or a regular expression that
+            matches whole parameter names. None: the attention and MLP matrices of the backbone's family.
         compile: Compile the backbone's layers by `torch.compile`, once for all batches: for long fits on a GPU.
         start: File of the baseline start (`start.safetensors`). None begins with a random head.
         seed: Seed of the condition; recorded in the start, and seeds random masks.
 
+    Attributes:
+        caches: Features and gradients that conditions of one process share; hand the same object to several.
+
     Raises:
         OptionError: If an option is out of its range.
-        BackboneError: If the backbone cannot be loaded.
+        BackboneError: If the backbone cannot be loaded, or cannot classify texts.
         StartError: If the start is missing or was made with another backbone or number of classes.
     """
 
-    needs_start = True
-    """Whether the arm begins from the baseline start."""
+    trains: str = "all"
+    """What the arm trains: `none`, `head`, `adapter` or `all`. An option `tune` of an arm overrides it."""
 
     def __init__(
         self,
         backbone: str = "Qwen/Qwen2-0.5B",
         num_labels: int = 2,
-        learning_rate: float = 1e-3,
+        learning_rate: float | None = None,
         weight_decay: float = 0.01,
         warmup_ratio: float = 0.1,
+        pooling: Pooling | None = None,
+        targets: list[str] | str | None = None,
         compile: bool = False,
         start: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.caches = Caches()
+        learning_rate = 1e-3 if learning_rate is None else learning_rate
         if not (0 < learning_rate < inf and 0 <= weight_decay < inf and 0 <= warmup_ratio < 1):  # NaN is in no range
             raise OptionError(
                 "learning_rate must be positive, weight_decay at least 0 and warmup_ratio in [0, 1), "
                 f"found {learning_rate}, {weight_decay} and {warmup_ratio}."
             )
-        self.backbone_name, self.num_labels, self.seed = backbone, num_labels, seed
+        self.backbone_name, self.num_labels, self.seed, self.targets = backbone, num_labels, seed, targets
         self.learning_rate, self.weight_decay, self.warmup_ratio = learning_rate, weight_decay, warmup_ratio
         # before the backbone: a missing start is found in milliseconds
         self.start = Start.load(start) if start else None
         pretrained = load_backbone(backbone)
-        self.pooling = default_pooling(pretrained)
-        self.head = self._new_head(pretrained.config)
+        self.family = family_of(pretrained, backbone)
+        self.pooling = pooling or self.family.pooling
+        self.head = self._new_head(state_width(pretrained), pretrained.config)
         self.backbone: nn.Module = pretrained
         self.backbone_fingerprint = backbone_fingerprint(self.backbone)
         if self.start:
             self.start.check_backbone(self.backbone_fingerprint, backbone, num_labels)
             self.start.check_head(self.head.state_dict())
             self.head.load_state_dict(self.start.head)
-        self.measures = Measures(num_labels)
         self._train_features: Features | None = None
         self._eval_features: Features | None = None
         self.adapt()
@@ -91,9 +96,9 @@ class Classifier(LightningModule):
         if compile:
             compile_layers(self.backbone)
 
-    def _new_head(self, config: PretrainedConfig) -> nn.Linear:
+    def _new_head(self, width: int, config: PretrainedConfig) -> nn.Linear:
         """As transformers initialises a classification head: normal, 0.02 wide unless the configuration says else."""
-        head = nn.Linear(config.hidden_size, self.num_labels, bias=self.pooling == "mean")
+        head = nn.Linear(width, self.num_labels, bias=self.pooling == "mean")
         nn.init.normal_(head.weight, std=getattr(config, "initializer_range", 0.02))
         if head.bias is not None:
             nn.init.zeros_(head.bias)
@@ -101,6 +106,16 @@ class Classifier(LightningModule):
 
     def adapt(self) -> None:
         """What the arm does to the model before training: freeze, or wrap. The default trains every weight."""
+
+    def candidate_targets(self) -> list[str] | str:
+        """The weights that may be masked or adapted: those that the user named, or those of the backbone's family.
+
+        Raises:
+            BackboneError: If the user named none and the family's cannot be told from other weights.
+        """
+        if self.targets is not None:
+            return self.targets
+        return as_targets(candidate_names(self.backbone, self.family, self.backbone_name), self.backbone)
 
     def train(self, mode: bool = True) -> "Classifier":
         """Keeps a wholly frozen backbone in eval mode, so that its dropout stays off."""
@@ -111,7 +126,7 @@ class Classifier(LightningModule):
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """One vector a text, `[batch, hidden]`, from right-padded `[batch, tokens]` ids and mask."""
-        seen = visible(attention_mask, self.pooling)
+        seen = visible(attention_mask, self.family.causal)
         hidden = self.backbone(input_ids=input_ids, attention_mask=seen).last_hidden_state
         return pool(hidden, attention_mask, self.pooling)
 
@@ -138,7 +153,6 @@ class Classifier(LightningModule):
 
     def on_validation_start(self) -> None:
         """The same for the rows of a validation while fitting, else for eval."""
-        self.measures.begin(self.device)
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         self._eval_features = self._frozen_features(lambda data: data.early_stop_on if fitting else "eval")
 
@@ -165,8 +179,8 @@ class Classifier(LightningModule):
         if datamodule is None or trains or is_part or trainer.world_size > 1:
             return None
         arithmetic = f"{trainer.precision}/{self.device}/{self.compiled}"
-        key, split = f"{self.backbone_state()}/{arithmetic}", split_of(datamodule)
-        return SHARED_FEATURES.get(key, datamodule.split_key(split), lambda: self._extract(split))
+        key, split = f"{self.backbone_state()}/{self.pooling}/{arithmetic}", split_of(datamodule)
+        return self.caches.features.get(key, datamodule.split_key(split), lambda: self._extract(split))
 
     def _extract(self, split: str) -> Features:
         trainer: Any = self.trainer
@@ -193,27 +207,16 @@ class Classifier(LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Batch:
-        """Updates the measures; returns rows, labels and logits, from which predictions are written.
+        """Returns rows, labels and logits; a callback measures them and logs the metrics.
 
-        Places without a row (`row` -1), which fill a batch, count nowhere.
+        Places that only fill a batch have `row` -1.
         """
         logits = self._logits(batch, self._eval_features)
-        self.measures.update(logits, batch["labels"])
         return {"row": batch["row"], "labels": batch["labels"], "logits": logits}
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs accuracy, macro-F1, ECE and NLL: as `val/...` while fitting, as `eval/...` on the eval split."""
-        split = "val" if self.trainer.state.fn == TrainerFn.FITTING else "eval"
-        values = {f"{split}/{name}": value for name, value in self.measures.compute().items()}
-        self.log_dict(values, prog_bar=split == "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> Batch:
         """The same as validation: both measure the eval split."""
         return self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """The same as validation."""
-        self.on_validation_epoch_end()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
         """Rows and logits of a batch of any texts."""

@@ -12,10 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-
-class StartError(ValueError):
-    """A baseline start is missing or does not fit the model or the data."""
-
+from modules.errors import StartError
 
 FOLDER, START, MASK, UNKNOWN = "a folder", "a baseline start", "a mask", "a damaged or unknown file"
 

@@ -1,10 +1,11 @@
-"""Select weights by one gradient, and zero, freeze or alone train them: a PyTorch Lightning callback and its parts."""
+"""Select weights by one gradient, then zero, freeze or exclusively train them: a Lightning callback and its parts."""
 
 from influence_masking.callback import InfluenceMasking
 from influence_masking.errors import MaskingError
 from influence_masking.gradients.mean_gradient import Calibration, MeanGradient
 from influence_masking.masks.holding import Hold
 from influence_masking.masks.mask import Mask, Overlap, Share
+from influence_masking.options import MaskingOptions
 from influence_masking.selection.candidates import DEFAULT_TARGETS, find_candidates
 from influence_masking.selection.scores import SCORES
 from influence_masking.snapshot import Snapshot, take_snapshot
@@ -18,6 +19,7 @@ __all__ = [
     "InfluenceMasking",
     "Mask",
     "MaskingError",
+    "MaskingOptions",
     "MeanGradient",
     "Overlap",
     "PathPoint",

@@ -28,7 +28,7 @@ def hooks_of(module: nn.Module, trainer: Trainer | None = None) -> int:
 
 
 class Hooks(Callback):
-    """Counts hooks while the module trains."""
+    """Count hooks while the module trains."""
 
     def __init__(self) -> None:
         self.during: list[int] = []
@@ -168,7 +168,7 @@ def test_a_checkpoint_without_the_mask_gets_one_from_its_own_weights(tmp_path: P
     expected = masking()
     quiet_trainer(expected, max_epochs=0).fit(copy.deepcopy(module), loader())
     found = masking()
-    with pytest.warns(UserWarning, match=r"plain\.ckpt holds no mask"):
+    with pytest.warns(UserWarning, match=r"plain\.ckpt has no mask"):
         quiet_trainer(found, max_epochs=2).fit(Classifier(), loader(), ckpt_path=tmp_path / "plain.ckpt")
     assert found.mask == expected.mask
 
@@ -252,9 +252,9 @@ def test_an_option_out_of_range_is_an_error_that_names_it(options: dict[str, Any
         masking(**options)
 
 
-def test_the_fraction_is_a_twentieth_unless_a_count_is_given() -> None:
-    assert InfluenceMasking().fraction == 0.05
-    assert InfluenceMasking(count=3).fraction is None
+def test_the_default_fraction_is_five_percent_unless_a_count_is_given() -> None:
+    assert InfluenceMasking().options.effective_fraction == 0.05
+    assert InfluenceMasking(count=3).options.effective_fraction is None
 
 
 def test_targets_that_match_nothing_are_found_before_any_gradient() -> None:
@@ -265,12 +265,12 @@ def test_targets_that_match_nothing_are_found_before_any_gradient() -> None:
 
 
 def test_too_few_samples_is_an_error_that_says_how_many_there_are() -> None:
-    with pytest.raises(MaskingError, match="num_samples=101, found 100 samples"):
+    with pytest.raises(MaskingError, match="found 100, num_samples=101"):
         quiet_trainer(masking(num_samples=101)).fit(Classifier(), loader(100))
 
 
 def test_a_fraction_that_selects_nothing_is_an_error() -> None:
-    with pytest.raises(MaskingError, match="mask 0 weights, found 640"):
+    with pytest.raises(MaskingError, match="select 0 weights of 640"):
         quiet_trainer(masking(fraction=0.001)).fit(Classifier(), loader())
 
 
@@ -325,7 +325,7 @@ def test_a_loader_that_divides_its_samples_is_refused() -> None:
 def test_no_training_data_is_an_error() -> None:
     trainer = quiet_trainer()
     trainer.fit_loop._data_source.instance = Classifier()
-    with pytest.raises(MaskingError, match="no training dataloader"):
+    with pytest.raises(MaskingError, match="nor a training dataloader"):
         calibration.default_loader(trainer)
 
 

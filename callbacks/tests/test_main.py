@@ -42,7 +42,7 @@ def test_a_damaged_file_is_one_line_and_a_status(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "influence_masking", "inspect", str(tmp_path / "bad")]
     result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert result.returncode == 1
-    assert result.stderr.startswith("Asked to read")
+    assert "bad is damaged or not a mask file" in result.stderr.splitlines()[0]
     assert "Traceback" not in result.stderr
 
 

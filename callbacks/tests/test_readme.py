@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 from models import QUIET, Classifier, loader
 
 import influence_masking
-from influence_masking import Hold, InfluenceMasking, Mask
+from influence_masking import Hold, InfluenceMasking, Mask, MaskingOptions
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -41,7 +41,7 @@ def test_the_other_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     own, sweeping, masks = BLOCKS[1:]
     names = {"InfluenceMasking": InfluenceMasking}
     exec(own, names)
-    assert names["masking"].score is names["fisher"]
+    assert names["masking"].options.score is names["fisher"]
     module = Classifier()
     names = {"module": module, "loader": loader(1000), "loss_of": lambda m, batch: m.net(batch[0]).square().mean()}
     exec(sweeping.replace("num_samples=1000", 'num_samples=1000, targets=["0", "3"]'), names)
@@ -52,7 +52,7 @@ def test_the_other_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_every_option_and_public_name_is_described() -> None:
-    described = InfluenceMasking.__doc__ + README
+    described = InfluenceMasking.__doc__ + MaskingOptions.__doc__ + README
     for name in InfluenceMasking.__init__.__annotations__:
         assert name == "return" or name in described
     for name in influence_masking.__all__:

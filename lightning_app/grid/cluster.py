@@ -120,7 +120,7 @@ class RayCluster:
         return condition, failure
 
     def _ship(self, condition: Condition) -> "Shipment":
-        texts = tuple((path.name, path.read_text()) for path in condition.configs)
+        texts = tuple((path.name, path.read_text(encoding="utf-8")) for path in condition.configs)
         absolute = replace(condition, folder=condition.folder.resolve(), configs=())
         return Shipment(absolute, texts, self._storage.url if self._storage else None)
 
@@ -130,7 +130,9 @@ def _connect(address: str | None) -> Any:
     try:
         import ray
     except ImportError as error:
-        raise UsageError("--engine ray needs Ray, which is not installed: pip install '.[cluster]'") from error
+        raise UsageError(
+            "--engine ray needs Ray, which is not installed. Install it: pip install -e ./callbacks -e '.[cluster]'"
+        ) from error
     try:
         _knock(address)
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
@@ -169,7 +171,7 @@ class Shipment:
         """The condition on this machine: its configurations written to `scratch`, its folder where results go."""
         paths = tuple(scratch / f"{index}-{name}" for index, (name, _) in enumerate(self.texts))
         for path, (_, text) in zip(paths, self.texts, strict=True):
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
         condition = replace(self.condition, configs=paths)
         if not self.storage:
             return condition
@@ -205,10 +207,10 @@ def run_shipped(shipment: Shipment) -> str | None:
 
 def _run_with_storage(condition: Condition, url: str) -> str | None:
     name, failure = condition.experiment.name, None
-    start = f"{condition.dataset}/baseline/seed{condition.seed}/start.safetensors"
     try:
         storage = Storage(url)
-        storage.fetch(f"{name}/{start}", condition.experiment / start)
+        if condition.start:
+            storage.fetch(f"{name}/{condition.start}", condition.experiment / condition.start)
         failure = run_logged(condition)
         for place in condition.places:
             storage.store(condition.experiment / place, f"{name}/{place}")

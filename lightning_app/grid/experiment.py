@@ -4,77 +4,116 @@ import gc
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from filelock import FileLock, Timeout
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 from tqdm.auto import tqdm
 
 from lightning_app.errors import UsageError
-from lightning_app.grid.condition import CONDITION_FILE, Condition, command_line, quiet
+from lightning_app.grid.condition import CONDITION_FILE, Condition, command_line
 from lightning_app.grid.schedule import Plan, Workers, passes_of, run_all, tokens_of
 from lightning_app.grid.workers import InProcess, Processes, call_in_process, devices_of
 from lightning_app.results.files import METRICS_FILE, check_name, make_folder, read_json
-from lightning_app.run.configs import config_file, config_files, configs_folder, find_configs
+from lightning_app.results.identity import Arm
+from lightning_app.results.settings import describe_difference
+from lightning_app.run.configs import (
+    Choice,
+    choose_arm,
+    config_file,
+    configs_folder,
+    find_arms,
+    find_configs,
+    find_datasets,
+)
+from lightning_app.run.messages import explain
 from lightning_app.run.overwrite import is_complete
+from lightning_app.run.quiet import quiet
 
 QUICK_SIZE = 50
+
+PLACING = re.compile(r"(outputs|experiment|dataset|arm\.(name|overlay|starts_from)|seed_everything)=")
+"""Options of `influence fit` that an experiment sets itself: they place a condition in the grid."""
 
 
 def build_parser() -> ArgumentParser:
     """The options of `influence experiment`."""
     parser = ArgumentParser(
         prog="influence experiment",
-        description="Runs every condition of datasets x arms x seeds. What is complete is not run again; a condition "
-        "that fails does not stop the others; missing baseline starts are made.",
+        description="Runs every condition of datasets x arms x seeds. Complete conditions are not run again; a "
+        "condition that fails does not stop the others; arms that others start from are added.",
         default_config_files=[str(configs_folder() / "experiment.yaml")],
         exit_on_error=False,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("-c", "--config", action=ActionConfigFile, help="YAML file with any of these options.")
-    add("--name", type=str | None, default=None, help="Results go to <outputs>/<name>; default experiment-<backbone>.")
+    add(
+        "--name",
+        type=str | None,
+        default=None,
+        help="Folder of results in <outputs>; default experiment-<backbone>.",
+    )
     add("--outputs", type=str, default="outputs", help="Folder of all results.")
     add("--backbone", type=str, default="Qwen/Qwen2-0.5B", help="Hub id, local folder, or all-MiniLM-L6-v2.")
-    add("--datasets", type=list[str], metavar="NAME ...", default=[], help="Files in configs/data, or paths.")
-    add("--arms", type=list[str], metavar="NAME ...", default=[], help="Files in configs/arms, or paths.")
-    add("--seeds", type=list[int], metavar="K ...", default=[0], help="Seeds: of splits, head and batch order.")
-    add("--quick", action="store_true", help=f"{QUICK_SIZE} samples a split: tries the pipeline, measures nothing.")
+    add("--datasets", type=list[str], metavar="NAME ...", default=[], help="Names of files in configs/data, or paths.")
+    add(
+        "--arms",
+        type=list[str],
+        metavar="NAME ...",
+        default=[],
+        help="Names of files in configs/arms, or paths; NAME+OVERLAY lays a file in configs/tune over it.",
+    )
+    add("--seeds", type=list[int], metavar="K ...", default=[0], help="Seeds of splits, head and batch order.")
+    add("--quick", action="store_true", help=f"{QUICK_SIZE} samples per split: tests the pipeline, not the arms.")
     add("--accelerator", type=str | None, default=None, help="Name of a file in configs/accelerator: cpu, gpu, tpu.")
     add(
-        "--devices", type=PositiveInt, default=1, help="Cores, GPUs or TPU chips that run one condition each at a time."
+        "--devices",
+        type=PositiveInt,
+        default=1,
+        help="Number of cores, GPUs or TPU chips; each runs one condition at a time.",
     )
     add(
         "--engine", type=Literal["local", "ray"], default="local", help="Run here, or on a Ray cluster (extra cluster)."
     )
-    add("--address", type=str | None, default=None, help="Of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT.")
+    add(
+        "--address",
+        type=str | None,
+        default=None,
+        help="Address of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT.",
+    )
     add("--num_cpus", type=PositiveInt, default=1, help="CPU cores of each condition on a Ray cluster.")
     add(
         "--storage",
         type=str | None,
         default=None,
         metavar="URL",
-        help="Where the nodes of a Ray cluster leave results, s3://bucket/folder or another that fsspec knows, if "
-        "--outputs is no folder that all of them see. Results are copied from there to --outputs.",
+        help="Folder for the results of a Ray cluster's nodes, s3://bucket/folder or another URL for fsspec, if not "
+        "all nodes see --outputs. Results are copied from there to --outputs.",
     )
     add(
         "--set",
         type=list[str],
         default=[],
         metavar="[ARM:]KEY=VALUE ...",
-        help="Sets a key of every condition's config, or of one arm's: influence:model.fraction=0.01. Adds to what a "
-        "config file sets; of two values for one key the later holds.",
+        help="Value of a key for every condition, or for one arm: influence:model.masking.fraction=0.01. Values of a "
+        "config file are kept; the last value of a key is used.",
     )
-    add("--overwrite", action="store_true", help="Run complete conditions again, even under other settings.")
+    add("--overwrite", action="store_true", help="Run complete conditions again, also under other settings.")
     return parser
 
 
 def parse_options(argv: list[str]) -> Namespace:
-    """The options of the command line, where lists are values separated by spaces."""
-    options = build_parser().parse_args(find_configs(_join_lists(argv)))
+    """Parse the options of the command line, in which the values of a list are separated by spaces."""
+    parser = build_parser()
+    try:
+        options = parser.parse_args(find_configs(_join_lists(argv)))
+    except ArgumentError as error:
+        raise UsageError(explain(str(error), vars(parser.get_defaults().as_flat()))) from error
     for key in ("outputs", "backbone"):
         if options[key] is None:
             raise UsageError(f"--{key} is null, but must have a value. Leave it out for its default.")
@@ -82,7 +121,7 @@ def parse_options(argv: list[str]) -> Namespace:
 
 
 def _join_lists(words: list[str]) -> list[str]:
-    """Writes `--datasets a b` as `--datasets=[a, b]`, and `--set a b` so that both are appended to a config's."""
+    """Writes `--datasets a b` as `--datasets=[a, b]`, and `--set a b` as two values appended to those of a config."""
     joined: list[str] = []
     rest = list(words)
     while rest:
@@ -105,7 +144,7 @@ def check_engine(options: Namespace) -> None:
     """Refuses options that would have no effect.
 
     Raises:
-        UsageError: If an option of one engine is given to the other.
+        UsageError: If an option belongs to another engine.
     """
     idle = ["devices"] if options.engine == "ray" else ["address", "num_cpus", "storage"]
     for name in idle:
@@ -114,46 +153,62 @@ def check_engine(options: Namespace) -> None:
 
 
 def experiment_folder(options: Namespace) -> Path:
-    """`<outputs>/<name>`; without a name it is called after the backbone, and --quick has folders of its own."""
+    """`<outputs>/<name>`; without a name it is named after the backbone, and `--quick` adds `-quick`."""
     name = options.name if options.name is not None else f"experiment-{Path(options.backbone).name}"
     check_name("--name", name)
     return Path(options.outputs) / (f"{name}-quick" if options.quick else name)
 
 
 def build_conditions(options: Namespace, folder: Path) -> list[Condition]:
-    """The grid, each dataset's baseline first: the other arms begin from its head.
+    """The grid, each arm after the one that it starts from, which is added where it is missing.
 
     Raises:
-        UsageError: On an unknown dataset, arm or accelerator, or a list that is empty.
+        UsageError: On an unknown dataset, arm or accelerator, two of one name, an empty list, or an option of `--set`
+            that cannot be set.
     """
     for key in ("datasets", "arms", "seeds"):
         if not getattr(options, key):
             raise UsageError(f"--{key} is empty: give at least one value.")
-        repeated = [value for value, times in Counter(getattr(options, key)).items() if times > 1]
-        if repeated:
-            raise UsageError(f"--{key} has {repeated[0]} more than once: give each value once.")
-    datasets, arms = config_files("data", options.datasets), config_files("arms", ["baseline", *options.arms])
-    for arm, _ in map(_split_assignment, options.set):
+        if repeated := [value for value, times in Counter(getattr(options, key)).items() if times > 1]:
+            raise UsageError(f"--{key} has {repeated[0]} more than once. Give each value once.")
+    datasets, arms = find_datasets(options.datasets), find_arms(options.arms)
+    for arm, assignment in map(_split_assignment, options.set):
         if arm and arm not in arms:
-            config_file("arms", arm)
+            choose_arm(arm)
+        if PLACING.match(assignment):
+            raise UsageError(
+                f"--set {assignment}: an experiment has --datasets, --arms, --seeds, --outputs and --name for this."
+            )
     return [
-        _condition(options, folder, dataset, arm, seed, [datasets[dataset], arms[arm]])
-        for dataset in datasets
+        _condition(options, folder, dataset, arm, seed)
+        for dataset in datasets.values()
         for seed in options.seeds
-        for arm in arms
+        for arm in arms.values()
     ]
 
 
-def _condition(options: Namespace, folder: Path, dataset: str, arm: str, seed: int, files: list[Path]) -> Condition:
-    configs = [configs_folder() / "base.yaml", *files]
+def _condition(options: Namespace, folder: Path, dataset: Choice, choice: Choice, seed: int) -> Condition:
+    arm = cast(Arm, choice.arm)
+    configs = [configs_folder() / "base.yaml", *dataset.files, *choice.files]
     if options.accelerator:
         configs.append(config_file("accelerator", options.accelerator))
     args = [f"--model.backbone={options.backbone}"]
     if options.quick:
         args += [f"--data.{split}_size={QUICK_SIZE}" for split in ("head_init", "train", "dev", "eval")]
-    args += [f"--{setting}" for only, setting in map(_split_assignment, options.set) if only in ("", arm)]
-    run = folder / dataset / arm / f"seed{seed}"
-    return Condition(dataset, arm, seed, run, tuple(args), tuple(configs), options.overwrite)
+    args += [f"--{setting}" for only, setting in map(_split_assignment, options.set) if only in ("", arm.label)]
+    names = [f"--dataset={dataset.name}", f"--arm.name={arm.name}"]
+    return Condition(
+        dataset.name,
+        arm.label,
+        seed,
+        folder / dataset.name / arm.label / f"seed{seed}",
+        tuple(args),
+        tuple(configs),
+        options.overwrite,
+        arm.starts_from,
+        (dataset.typed, choice.typed),
+        (*names, f"--arm.overlay={arm.overlay}") if arm.overlay else tuple(names),
+    )
 
 
 def _split_assignment(assignment: str) -> tuple[str, str]:
@@ -173,7 +228,7 @@ def check_settings(conditions: list[Condition]) -> None:
     """Refuses to mix results of different settings in one folder.
 
     Raises:
-        UsageError: If a complete condition was made under other settings.
+        UsageError: If a complete condition was made under other settings, or a folder by an earlier version.
     """
     for condition in conditions:
         made = condition.made_under()
@@ -186,32 +241,28 @@ def check_settings(conditions: list[Condition]) -> None:
 
 
 def _difference(made: dict[str, Any], condition: Condition) -> str:
-    """What tells the settings of a complete condition from those asked for."""
     if made["settings"] is None:
         return f"it has no {CONDITION_FILE}, so no experiment made it"
-    found, asked = made["settings"]["overrides"], list(condition.args)
-    return f"it had {found}, asked for is {asked}" if found != asked else "its YAML files have changed"
+    return describe_difference(made["settings"], condition.settings())
 
 
 def check_inputs(conditions: list[Condition]) -> Plan:
-    """Builds every arm with its Trainer and prepares every dataset, so that mistakes are found before any training.
+    """Builds every arm with its Trainer and prepares every dataset, to find mistakes before any training.
 
     Raises:
-        UsageError, BackboneError, DataError, MaskingError, OptionError: If a condition could not be run.
+        UsageError, BackboneError, DataError, MaskingError, OptionError: If a condition cannot run.
     """
     from lightning_app.run.cli import InfluenceCLI, PrepareData
 
     passes: dict[str, float] = {}
     with quiet():
         for condition in {condition.arm: condition for condition in reversed(conditions)}.values():
-            cli = InfluenceCLI(command_line(condition), run=False)
-            trainer = cli.trainer
-            if trainer.world_size > 1:
-                raise UsageError(
-                    f"Arm {condition.arm} asks for {trainer.num_devices} devices on {trainer.num_nodes} nodes. An "
-                    "experiment runs each condition on one: leave trainer.devices and trainer.num_nodes at 1. To run "
-                    "several conditions at once, give --devices."
-                )
+            try:
+                cli = InfluenceCLI(command_line(condition), run=False)
+                trainer = cli.trainer
+                check_trainer(trainer)
+            except UsageError as error:
+                raise UsageError(f"Arm {condition.arm}: {error}") from error
             passes[condition.arm] = passes_of(cli.model, trainer)
             del cli
             gc.collect()
@@ -223,13 +274,32 @@ def check_inputs(conditions: list[Condition]) -> Plan:
     return Plan(*devices_of(trainer), costs)
 
 
+def check_trainer(trainer: Any) -> None:
+    """Refuses options of the Trainer under which a condition would have no result that can be compared.
+
+    Raises:
+        UsageError: If there are several devices, or a condition would be evaluated on a part of eval.
+    """
+    if trainer.world_size > 1:
+        raise UsageError(
+            f"trainer.devices and trainer.num_nodes ask for {trainer.world_size} devices, but an experiment runs each "
+            "condition on one. Leave both at 1; --devices runs several conditions at the same time."
+        )
+    limit = trainer.limit_val_batches
+    if trainer.fast_dev_run or limit != 1.0 or isinstance(limit, int):  # 1 is one batch, 1.0 is all of them
+        raise UsageError(
+            f"trainer.limit_val_batches is {limit} (trainer.fast_dev_run is "
+            f"{bool(trainer.fast_dev_run)}), but eval must be read completely. Leave both out; --quick is a short test."
+        )
+
+
 def run_conditions(
     conditions: list[Condition], todo: list[Condition], costs: Mapping[Condition, int], workers: Workers
 ) -> dict[Condition, str]:
-    """Runs the conditions that are to do, and says of the others that they are complete.
+    """Runs the conditions in `todo`, and reports the others as complete.
 
     Returns:
-        The reason of each failure; empty if all are complete.
+        The reason of each failure; empty if every condition is complete.
     """
     labels = {condition: f"[{number}/{len(conditions)}] {condition}" for number, condition in enumerate(conditions, 1)}
     for condition in conditions:
@@ -242,10 +312,10 @@ def run_conditions(
             condition, label = event.condition, labels[event.condition]
             if event.kind == "start":
                 started[condition] = perf_counter()
-                line = f"{label}: {'going on from its last checkpoint' if condition.last_checkpoint else 'running'}"
+                line = f"{label}: {'resuming from its last checkpoint' if condition.last_checkpoint else 'running'}"
             elif event.failure:
                 failures[condition] = event.failure
-                line = f"{label}: FAILED, the reason is told at the end"
+                line = f"{label}: FAILED, see the reason at the end"
             else:
                 line = f"{label}: {_headline(condition)} in {perf_counter() - started[condition]:.0f} s"
             bar.write(line)
@@ -253,7 +323,7 @@ def run_conditions(
 
 
 def _run_todo(options: Namespace, conditions: list[Condition], todo: list[Condition]) -> dict[Condition, str]:
-    """Checks and runs the conditions on what is asked for: this process, several devices, or a cluster."""
+    """Checks and runs the conditions in this process, on several devices, or on a cluster."""
     if options.engine == "ray" and todo:
         from lightning_app.grid.cluster import RayCluster
 
@@ -268,31 +338,38 @@ def _run_todo(options: Namespace, conditions: list[Condition], todo: list[Condit
 
 
 def _headline(condition: Condition) -> str:
-    metrics = read_json(condition.folder / METRICS_FILE)
-    return f"accuracy {metrics['accuracy']:.1%}, macro-F1 {metrics['macro_f1']:.1%}"
+    from lightning_app.results.metrics import METRICS
+
+    record = read_json(condition.folder / METRICS_FILE)
+    shown = [metric for name, metric in METRICS.items() if metric.in_figures and name in record]
+    return ", ".join(metric.describe(record[metric.name]) for metric in shown)
 
 
-def main(argv: list[str]) -> int:
-    """Runs an experiment; 0 if every condition is complete, 1 if one failed."""
+def main(argv: list[str], report: Callable[[Path], str]) -> int:
+    """Runs an experiment, and prints what `report` makes of its folder.
+
+    Returns:
+        0 if every condition is complete, 1 if one failed.
+    """
     options = parse_options(argv)
     check_engine(options)
     folder = experiment_folder(options)
     make_folder(folder)
     try:
         with FileLock(folder / ".lock", timeout=0):
-            return _run(options, folder)
+            return _run(options, folder, report)
     except Timeout:
         raise UsageError(
             f"Another experiment is running in {folder}. Wait for it, or give this one a --name."
         ) from None
 
 
-def _run(options: Namespace, folder: Path) -> int:
+def _run(options: Namespace, folder: Path, report: Callable[[Path], str]) -> int:
     conditions = build_conditions(options, folder)
     if options.storage:
         from lightning_app.grid.cluster import Storage
 
-        Storage(options.storage).fetch(folder.name, folder, keep_complete=True)  # what this machine does not have yet
+        Storage(options.storage).fetch(folder.name, folder, keep_complete=True)  # results that this machine lacks
     if not options.overwrite:
         check_settings(conditions)
     todo = [condition for condition in conditions if options.overwrite or not condition.is_complete]
@@ -301,7 +378,5 @@ def _run(options: Namespace, folder: Path) -> int:
     for condition, reason in failures.items():
         print(f"failed: {condition}: {reason}", file=sys.stderr, flush=True)
     if any(condition.is_complete for condition in conditions):
-        from lightning_app.report import write_report  # the plotting library is loaded when there is something to plot
-
-        print(f"\n{write_report(folder)}")
+        print(f"\n{report(folder)}")
     return 1 if failures else 0

@@ -1,4 +1,4 @@
-"""What runs when: every baseline before the arms that begin from its head, the largest conditions first."""
+"""The order of conditions: an arm runs after the one that it starts from, and the largest conditions run first."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ PASSES_OF_A_STEP = 3
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known of the conditions before any of them runs.
+    """What is known about the conditions before any of them runs.
 
     Attributes:
         accelerator: Type of the device that all of them run on: `cpu`, `cuda`, `mps`, or `xla` for a TPU.
-        devices: How many of these this machine has; for `cpu`, its cores.
-        costs: Tokens through the backbone, a backward pass counted as two, by condition.
+        devices: Number of these devices on this machine; for `cpu`, its cores.
+        costs: Tokens through the backbone by condition; a backward pass counts twice.
     """
 
     accelerator: str
@@ -26,24 +26,24 @@ class Plan:
 
 
 class Workers(Protocol):
-    """Something that runs conditions, several at once or one after the other."""
+    """Runs conditions, several at the same time or one after the other."""
 
     largest_first: bool
-    """Whether conditions are to be started in the order of their cost, or in their own."""
+    """Whether conditions start in the order of their cost, or in the order given."""
 
     def has_room(self) -> bool:
-        """Whether another condition may be started."""
+        """Whether another condition can start now."""
 
     def start(self, condition: Condition) -> None:
         """Starts a condition."""
 
     def wait(self) -> tuple[Condition, str | None]:
-        """Returns the next condition that ends, and why it failed if it did."""
+        """Returns the next condition that ends, and why it failed or None."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something happened to a condition: it starts, or it ended, with the reason if it failed."""
+    """The start or the end of a condition, with the reason if it failed."""
 
     condition: Condition
     kind: Literal["start", "end"]
@@ -51,35 +51,34 @@ class Event:
 
 
 def tokens_of(passes: float, datamodule: Any) -> int:
-    """The cost of a condition: the eval split once, the train split `passes` times."""
+    """The cost of a condition: the tokens of the eval split once and of the train split `passes` times."""
     return int(datamodule.num_tokens("eval") + passes * datamodule.num_tokens("train"))
 
 
 def passes_of(model: Any, trainer: Any) -> float:
-    """How often an arm takes the train split through the backbone, at most.
+    """At most how often the train split passes through the backbone of an arm.
 
-    A frozen backbone reads it once, for its features or a mask's gradient; another in every epoch, with a backward
-    pass, and half as many rows of dev.
+    A frozen backbone reads it once, for features or for the gradient of a mask. A backbone that trains reads it in
+    every epoch, with a backward pass, and half as many rows of dev.
     """
     trains = any(parameter.requires_grad for parameter in model.backbone.parameters())
     return (PASSES_OF_A_STEP + 0.5) * trainer.max_epochs if trains else float(PASSES_OF_A_STEP)
 
 
 def by_priority(todo: Sequence[Condition], costs: Mapping[Condition, int]) -> list[Condition]:
-    """The conditions, those with most work in and behind them first: behind a baseline is its largest arm."""
+    """The conditions by their own cost plus that of the largest arm that starts from them, the largest first."""
 
     def priority(condition: Condition) -> int:
-        behind = [costs[other] for other in todo if other.begins_from(condition)]
-        return costs[condition] + max(behind, default=0)
+        return costs[condition] + max((priority(other) for other in todo if other.begins_from(condition)), default=0)
 
     return sorted(todo, key=priority, reverse=True)
 
 
 def run_all(todo: Sequence[Condition], costs: Mapping[Condition, int], workers: Workers) -> Iterator[Event]:
-    """Runs conditions as soon as there is room and their baseline has ended, in whatever way.
+    """Runs each condition once there is room and the condition that it starts from has ended or failed.
 
     Yields:
-        A start or an end, as it comes.
+        Starts and ends as they happen.
     """
     waiting = by_priority(todo, costs) if workers.largest_first else list(todo)
     running: list[Condition] = []

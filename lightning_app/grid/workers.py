@@ -11,12 +11,15 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from time import monotonic
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from lightning_app.errors import UsageError, user_mistake
 from lightning_app.grid.condition import Condition, try_condition
 from lightning_app.grid.schedule import Plan
 from lightning_app.signals import held, sigterm
+
+if TYPE_CHECKING:
+    from modules import Caches
 
 Result = TypeVar("Result")
 SPAWN = get_context("spawn")  # a fork would share the state of CUDA, of XLA and of thread pools
@@ -31,7 +34,10 @@ class InProcess:
     largest_first = False
 
     def __init__(self) -> None:
+        from modules import Caches
+
         self._condition: Condition | None = None
+        self._caches = Caches()
 
     def has_room(self) -> bool:
         """Whether none is to run."""
@@ -45,7 +51,7 @@ class InProcess:
         """Runs it; see `Workers.wait`."""
         assert self._condition is not None
         condition, self._condition = self._condition, None
-        return condition, try_condition(condition)
+        return condition, try_condition(condition, self._caches)
 
 
 class Processes:
@@ -195,9 +201,12 @@ def serve(connection: Connection, index: int, threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(min(threads, torch.get_num_threads()))  # OMP_NUM_THREADS may ask for fewer
+    from modules import Caches
+
+    caches = Caches()
     with suppress(EOFError, ConnectionError):  # the experiment has closed its end
         while True:
-            connection.send(run_logged(connection.recv()))
+            connection.send(run_logged(connection.recv(), caches))
 
 
 def _end_with_parent() -> None:
@@ -215,10 +224,10 @@ def see_only(index: int) -> None:
     os.environ["TPU_CHIPS_PER_PROCESS_BOUNDS"] = os.environ["TPU_PROCESS_BOUNDS"] = "1,1,1"
 
 
-def run_logged(condition: Condition) -> str | None:
+def run_logged(condition: Condition, caches: "Caches | None" = None) -> str | None:
     """Runs a condition; what it prints goes to its log file. Returns why it failed."""
     with printing_to(condition.log_file):
-        failure = try_condition(condition, verbose=True)
+        failure = try_condition(condition, caches, verbose=True)
         print(f"failed: {failure}" if failure else "complete")
     return failure
 

@@ -1,4 +1,4 @@
-"""`influence report`: what an experiment found, as a page, tables and figures."""
+"""`influence report`: the results of an experiment as a page, tables and figures."""
 
 from pathlib import Path
 
@@ -11,17 +11,17 @@ from lightning_app.report.figures import STYLE
 from lightning_app.report.loading import load_results
 from lightning_app.report.page import write_page
 from lightning_app.report.sections import Study, build_page, reading, verdict_lines
-from lightning_app.report.tables import comparison_table, half_width, summarise
+from lightning_app.report.tables import comparison_table, summarize
 from lightning_app.results.files import METRICS_FILE
 
-__all__ = ["comparison_table", "half_width", "latest_experiment", "load_results", "main", "summarise", "write_report"]
+__all__ = ["comparison_table", "latest_experiment", "load_results", "main", "summarize", "write_report"]
 
 
 def write_report(folder: Path) -> str:
     """Writes `report.html`, `report.md`, `tables/`, `figures/` and `dashboard/` into an experiment's folder.
 
     Returns:
-        For the terminal: the comparison table, how to read it, the verdicts, and where the report lies.
+        Text for the terminal: the comparison table, how to read it, the verdicts, and the path of the report.
 
     Raises:
         UsageError: If the folder holds no complete condition, or a file in it is damaged.
@@ -53,8 +53,8 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="influence report", description="Tables and plots of an experiment's results.", exit_on_error=False
     )
-    parser.add_argument("--results", type=str | None, default=None, help="An experiment's folder; default the newest.")
-    parser.add_argument("--outputs", type=str, default="outputs", help="Where the newest is looked for.")
+    parser.add_argument("--results", type=str | None, default=None, help="Folder of an experiment; default the newest.")
+    parser.add_argument("--outputs", type=str, default="outputs", help="Folder of all results.")
     return parser
 
 

@@ -1,7 +1,7 @@
-"""What `tensorboard --logdir outputs` opens on: the arms of an experiment side by side, a run an arm.
+"""What `tensorboard --logdir outputs` shows first: the arms of an experiment side by side, one TensorBoard run per arm.
 
 Every condition writes its own curves, pictures and text into its folder. What compares conditions is written here, into
-`<experiment>/dashboard`, anew with each report.
+`<experiment>/dashboard`, which each report replaces.
 """
 
 import re
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
+from lightning_app.report.loading import CURVES
 from lightning_app.results import markdown
 from lightning_app.results.files import own_folder
+from lightning_app.results.metrics import METRICS
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
     from lightning_app.report.sections import Study
 
 FOLDER = "dashboard"
-SCORES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "nll": "NLL"}
-CURVES = {"dev accuracy": "dev_accuracy", "training loss": "training_loss"}
 
 
 class Chart(NamedTuple):
@@ -42,20 +42,20 @@ def write_dashboard(study: "Study", page: "Page") -> Path:
         page: Its report: the answer and the tables become text cards.
 
     Returns:
-        The folder of the runs: one an arm, and `overview` with the text cards and the layout of the custom pages.
+        The folder of the runs: one per arm, and `overview` with the text cards and the layout of the custom pages.
     """
     folder = own_folder(study.folder / FOLDER)
     shutil.rmtree(folder, ignore_errors=True)
     for arm, results in study.results.groupby("arm", sort=False):
-        with _writer(folder / plain(arm)) as writer:
+        with _writer(folder / safe_tag(arm)) as writer:
             for row in results.itertuples():
-                for score in SCORES:
-                    writer.add_scalar(f"{score}/{plain(row.dataset)}", getattr(row, score), row.seed)
+                for name in _metrics():
+                    writer.add_scalar(f"{name}/{safe_tag(row.dataset)}", getattr(row, name), row.seed)
             for (dataset, curve), points in study.curves[study.curves["arm"] == arm].groupby(
                 ["dataset", "curve"], sort=False
             ):
                 for step, value in points.groupby("step")["value"].mean().items():
-                    writer.add_scalar(f"{CURVES[curve]}/{plain(dataset)}", value, step)
+                    writer.add_scalar(f"{safe_tag(curve)}/{safe_tag(dataset)}", value, step)
     with _writer(folder / "overview") as writer:
         writer.add_custom_scalars(
             {
@@ -68,20 +68,28 @@ def write_dashboard(study: "Study", page: "Page") -> Path:
     return folder
 
 
-def plain(name: object) -> str:
+def safe_tag(name: object) -> str:
     """A name that is safe as a folder and as a tag: anything but letters, digits, _ and - becomes _."""
     return re.sub(r"[^\w-]+", "_", str(name))
 
 
+def _metrics() -> dict[str, str]:
+    """The titles of the metrics that are shown, by name."""
+    return {name: metric.title for name, metric in METRICS.items() if metric.in_tables}
+
+
 def _pages(results: pd.DataFrame, curves: pd.DataFrame) -> dict[str, list[Chart]]:
-    """By dataset the charts of its page; a curve that no arm has is left out."""
+    """By dataset the charts of its page, without the curves that no arm has."""
     pages = {}
     for dataset in results["dataset"].unique():
-        there = curves.loc[curves["dataset"] == dataset, "curve"].unique()
-        trained = {title: tag for title, tag in CURVES.items() if title in there}
-        charts = {f"{title} on eval, by seed": score for score, title in SCORES.items()}
-        charts |= {f"{title} by optimisation step, mean over seeds": tag for title, tag in trained.items()}
-        pages[dataset] = [Chart(title, f"{tag}/{plain(dataset)}") for title, tag in charts.items()]
+        drawn = set(curves.loc[curves["dataset"] == dataset, "curve"])
+        charts = {f"{title} on eval, by seed": name for name, title in _metrics().items()}
+        charts |= {
+            f"{curve} by optimization step, mean over seeds": safe_tag(curve)
+            for curve in CURVES.values()
+            if curve in drawn
+        }
+        pages[dataset] = [Chart(title, f"{tag}/{safe_tag(dataset)}") for title, tag in charts.items()]
     return pages
 
 

@@ -1,8 +1,9 @@
-"""What the source document expects, and why a part of it cannot be."""
+"""What the source document expects of its datasets and arms, and why some of it cannot be."""
 
 import pandas as pd
 
 from lightning_app.report.tables import interval
+from lightning_app.results.metrics import HEADLINE
 
 BACKBONE = "Qwen/Qwen2-0.5B"
 
@@ -27,8 +28,9 @@ REASONS = (
 
 
 def show_expected(summary: pd.DataFrame) -> pd.DataFrame:
-    """The source document's accuracy beside ours, for its four datasets and arms; ours is empty where it is not run."""
-    ours = {(row.dataset, row.arm): interval(row.accuracy, row.accuracy_half, 100) for row in summary.itertuples()}
+    """The source document's accuracy and ours, for its four datasets and arms; ours is empty where it was not run."""
+    keys = zip(summary["dataset"], summary["arm"], strict=True)
+    ours = dict(zip(keys, interval(summary, HEADLINE), strict=True))
     return pd.DataFrame(
         [
             {"dataset": dataset}

@@ -1,7 +1,7 @@
-"""Figures: one colour and marker an arm everywhere, an arm a row where there are many, a dataset a panel."""
+"""Figures: one color and marker per arm everywhere, one row per arm where there are many, one panel per dataset."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,11 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, SymmetricalLogLocator
 
-from lightning_app.report.comparisons import is_declared
+from lightning_app.report.loading import CURVES, DEV_CURVE
 from lightning_app.report.masks import short_names
-from lightning_app.report.names import COLOURS, look
-from lightning_app.results.statistics import BASELINE, MARGIN, VERDICT_METRIC, Difference
+from lightning_app.report.names import Look
+from lightning_app.results.metrics import HEADLINE, METRICS, Metric
+from lightning_app.results.statistics import EQUIVALENCE_MARGIN, Difference
 
 STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -30,10 +31,13 @@ STYLE: dict[Any, Any] = {
 }
 """For `matplotlib.rc_context`, while figures are drawn and saved."""
 
-TAILS = {"lowest": COLOURS["influence"], "highest": COLOURS["influence_highest"]}
+TAILS = {"lowest": "#D55E00", "highest": "#0072B2"}
+
+Looks = Mapping[str, Look]
+"""By arm."""
 
 
-def plain(text: Any) -> str:
+def escape_dollars(text: Any) -> str:
     """A text in which a dollar is a dollar, not the beginning of a formula."""
     return str(text).replace("$", r"\$")
 
@@ -51,87 +55,114 @@ def panels(
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 
 
+def title_of(metric: Metric) -> str:
+    """The metric as the title of an axis."""
+    return metric.axis[0].upper() + metric.axis[1:]
+
+
 def _rows_of(axis: Axes, names: Sequence[str]) -> None:
-    """One row a name, the first on top."""
-    axis.set_yticks(range(len(names)), [plain(name) for name in names])
+    """One row per name, the first on top."""
+    axis.set_yticks(range(len(names)), [escape_dollars(name) for name in names])
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.grid(axis="y", alpha=0.12)
 
 
-def draw_scores(summary: pd.DataFrame) -> Figure:
-    """Accuracy and macro-F1: an arm a row, a dataset a column, with intervals over seeds."""
+def draw_scores(summary: pd.DataFrame, looks: Looks, baseline: str | None) -> Figure:
+    """The metrics with intervals over seeds: one row per arm, one column per dataset; the baseline is dotted."""
     datasets, arms = distinct(summary["dataset"]), distinct(summary["arm"])
-    size = (1.8 + 2.2 * max(len(datasets), 2), 1 + 0.38 * len(arms) + 0.6)
-    figure, axes = panels(2, len(datasets), *size, space=0.08, sharey=True, sharex="col")
-    for line, metric, title in zip(axes, ("accuracy", "macro_f1"), ("Accuracy, %", "Macro-F1, %"), strict=True):
-        for axis, dataset in zip(line, datasets, strict=True):
-            _draw_score(axis, summary[summary["dataset"] == dataset], arms, metric)
-            axis.set_title(plain(dataset))
-            axis.set_xlabel(title)
+    metrics = [metric for metric in METRICS.values() if metric.in_figures]
+    size = (1.8 + 2.2 * max(len(datasets), 2), (1 + 0.38 * len(arms) + 0.6) * len(metrics) / 2)
+    figure, axes = panels(len(metrics), len(datasets), *size, space=0.08, sharey=True)
+    first_of_unit = {metric.unit: line for metric, line in reversed([*zip(metrics, axes, strict=True)])}
+    for line, metric in zip(axes, metrics, strict=True):
+        for axis, first, dataset in zip(line, first_of_unit[metric.unit], datasets, strict=True):
+            if axis is not first:
+                axis.sharex(first)
+            _draw_score(axis, summary[summary["dataset"] == dataset], arms, metric, looks, baseline)
+            axis.set_title(escape_dollars(dataset))
+            axis.set_xlabel(title_of(metric))
     return figure
 
 
-def _draw_score(axis: Axes, rows: pd.DataFrame, arms: list[str], metric: str) -> None:
-    for row in rows.itertuples():
-        value, half, y = 100 * getattr(row, metric), 100 * getattr(row, f"{metric}_half"), arms.index(row.arm)
-        style = look(row.arm)
-        axis.errorbar(value, y, xerr=half, fmt=style.marker, color=style.colour, capsize=2.5, markersize=4.5)
-        axis.text(1.02, y, f"{value:.1f}", transform=axis.get_yaxis_transform(), va="center", fontsize=7)
-        if row.arm == BASELINE:
+def _draw_score(
+    axis: Axes, rows: pd.DataFrame, arms: list[str], metric: Metric, looks: Looks, baseline: str | None
+) -> None:
+    for arm, mean, half in zip(rows["arm"], rows[metric.name], rows[f"{metric.name}_half"], strict=True):
+        value, y, look = metric.scale * mean, arms.index(arm), looks[arm]
+        error = {"xerr": metric.scale * half, "capsize": 2.5}
+        axis.errorbar(value, y, fmt=look.marker, color=look.color, markersize=4.5, **error)
+        axis.text(1.02, y, metric.show(mean), transform=axis.get_yaxis_transform(), va="center", fontsize=7)
+        if arm == baseline:
             axis.axvline(value, color="black", linestyle=":", linewidth=0.8)
     _rows_of(axis, arms)
     axis.tick_params(labelbottom=True)
 
 
-def draw_differences(found: Sequence[Difference]) -> Figure:
-    """Differences of accuracy as a forest: filled what was declared, hollow what is exploratory."""
-    shown = [one for one in found if one.metric == VERDICT_METRIC]
-    shown.sort(key=lambda one: not is_declared(one))
-    datasets, names = distinct(one.dataset for one in found), distinct(map(_pair_name, shown))
+def draw_differences(differences: Sequence[Difference], looks: Looks, baseline: str | None) -> Figure:
+    """Differences of the headline metric as a forest: filled what was declared, hollow what is exploratory."""
+    metric = METRICS[HEADLINE]
+    shown = [each for each in differences if each.metric == HEADLINE]
+    shown.sort(key=lambda each: not each.declared)
+    datasets = distinct(each.dataset for each in differences)
+    names = distinct(_pair_name(each, baseline) for each in shown)
     size = (2.4 + 2.2 * max(len(datasets), 2), 1.1 + 0.2 * len(names))
     figure, axes = panels(1, len(datasets), *size, sharey=True)
     for axis, dataset in zip(axes[0], datasets, strict=True):
-        axis.axvspan(-100 * MARGIN, 100 * MARGIN, color="black", alpha=0.1, linewidth=0)
+        axis.axvspan(
+            -metric.scale * EQUIVALENCE_MARGIN, metric.scale * EQUIVALENCE_MARGIN, color="black", alpha=0.1, linewidth=0
+        )
         axis.axvline(0, color="black", linewidth=0.8)
-        for one in (one for one in shown if one.dataset == dataset):
-            _draw_difference(axis, one, names.index(_pair_name(one)))
+        for each in (each for each in shown if each.dataset == dataset):
+            _draw_difference(axis, each, names.index(_pair_name(each, baseline)), looks[each.arm])
         _rows_of(axis, names)
-        axis.set(title=plain(dataset), xlabel="points of accuracy")
+        axis.set(title=escape_dollars(dataset), xlabel=f"{metric.difference_unit} of {metric.title}")
     handles = [_dot("black", "o", "declared"), _dot("white", "o", "exploratory", edge="black"), _band()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 
 
-def _draw_difference(axis: Axes, one: Difference, y: int) -> None:
-    style, value = look(one.arm), 100 * one.estimate
+def _draw_difference(axis: Axes, difference: Difference, y: int, look: Look) -> None:
+    scale = METRICS[HEADLINE].scale
+    value, low, high = (scale * end for end in (difference.estimate, difference.low, difference.high))
     axis.errorbar(
         value,
         y,
-        xerr=[[value - 100 * one.low], [100 * one.high - value]],
-        fmt=style.marker,
-        color=style.colour,
-        markerfacecolor=style.colour if is_declared(one) else "white",
+        xerr=[[value - low], [high - value]],
+        fmt=look.marker,
+        color=look.color,
+        markerfacecolor=look.color if difference.declared else "white",
         capsize=2.5,
         markersize=4.5,
     )
 
 
-def _pair_name(one: Difference) -> str:
-    return one.arm if one.reference == BASELINE else f"{one.arm} - {one.reference}"
+def _pair_name(difference: Difference, baseline: str | None) -> str:
+    arm, reference = difference.arm, difference.reference
+    return arm if reference == baseline else f"{arm} - {reference}"
 
 
-def _dot(colour: str, marker: str, label: str, edge: str | None = None, line: Any = "none") -> Line2D:
+def _dot(color: str, marker: str, label: str, edge: str | None = None, line: Any = "none") -> Line2D:
     return Line2D(
-        [], [], color=colour, marker=marker, linestyle=line, label=plain(label), markeredgecolor=edge or colour
+        [], [], color=color, marker=marker, linestyle=line, label=escape_dollars(label), markeredgecolor=edge or color
     )
 
 
+def _legend(figure: Figure, arms: Iterable[str], looks: Looks, lines: bool = False, **kwargs: Any) -> None:
+    """One entry per arm, to the right of the panels."""
+    handles = [
+        _dot(looks[arm].color, looks[arm].marker, arm, line=looks[arm].line if lines else "none") for arm in arms
+    ]
+    figure.legend(handles=handles, loc="outside right upper", **kwargs)
+
+
 def _band() -> Line2D:
-    return Line2D([], [], color="black", alpha=0.1, linewidth=7, label=f"within {100 * MARGIN:g} point")
+    metric = METRICS[HEADLINE]
+    label = f"within {metric.scale * EQUIVALENCE_MARGIN:g} {metric.difference_unit.removesuffix('s')}"
+    return Line2D([], [], color="black", alpha=0.1, linewidth=7, label=label)
 
 
 def draw_predictions(points: pd.DataFrame) -> Figure:
-    """Predicted against measured change of the loss, each mask of a sweep a point, on symmetric-log axes."""
+    """Predicted against measured change of the loss, one point per mask of a sweep, on symmetric-log axes."""
     datasets = distinct(points["dataset"])
     figure, axes = panels(1, len(datasets), max(0.6 + 2.7 * len(datasets), 5), 3.2)
     changes = points[["predicted_change", "measured_change"]].abs().to_numpy()
@@ -145,12 +176,9 @@ def draw_predictions(points: pd.DataFrame) -> Figure:
         axis.axline((0, 0), (1, 1), color="grey", linewidth=0.8, linestyle=":")
         axis.axhline(0, color="grey", linewidth=0.5)
         axis.axvline(0, color="grey", linewidth=0.5)
-        for (_, tail, score), group in _by_line(points, dataset):
-            path = group.sort_values("fraction")
-            axis.plot(
-                path["predicted_change"], path["measured_change"], color=TAILS[tail], **_score_look(points, score)
-            )
-        axis.set(title=plain(dataset), xlabel="predicted change, nats")
+        for tail, style, path in _lines(points, dataset):
+            axis.plot(path["predicted_change"], path["measured_change"], color=TAILS[tail], **style)
+        axis.set(title=escape_dollars(dataset), xlabel="predicted change, nats")
     axes[0, 0].set_ylabel("measured change, nats")
     _tail_legend(figure, points)
     return figure
@@ -163,48 +191,61 @@ def _symmetric_ticks(threshold: float, largest: float) -> list[float]:
     return [*(-power for power in powers), 0.0, *reversed(powers)]
 
 
-def _by_line(points: pd.DataFrame, dataset: str) -> Any:
-    return points[points["dataset"] == dataset].groupby(["seed", "tail", "score"], sort=False)
+def _lines(points: pd.DataFrame, dataset: str) -> Iterable[tuple[str, dict[str, Any], pd.DataFrame]]:
+    """The lines of a dataset, each as its tail, style and points by fraction."""
+    keys = ["arm", "seed", "tail", "score"]
+    for (arm, _, tail, score), group in points[points["dataset"] == dataset].groupby(keys, sort=False):
+        yield tail, _line_style(points, arm, score), group.sort_values("fraction")
 
 
-def _score_look(points: pd.DataFrame, score: str) -> dict[str, Any]:
-    index = distinct(points["score"]).index(score)
+def _arm_scores(points: pd.DataFrame) -> list[tuple[str, str]]:
+    return distinct(zip(points["arm"], points["score"], strict=True))
+
+
+def _line_style(points: pd.DataFrame, arm: str, score: str) -> dict[str, Any]:
+    index = _arm_scores(points).index((arm, score))
     line, marker = ("-", "--", ":", "-.")[index % 4], "osv^"[index % 4]
     return {"linestyle": line, "marker": marker, "markersize": 3, "linewidth": 0.9}
 
 
 def _tail_legend(figure: Figure, points: pd.DataFrame) -> None:
+    one_arm = points["arm"].nunique() == 1
     handles = [
-        Line2D([], [], color=TAILS[tail], label=plain(f"{score}, {tail}"), **_score_look(points, score))
-        for score in distinct(points["score"])
+        Line2D(
+            [],
+            [],
+            color=TAILS[tail],
+            label=escape_dollars(f"{score}, {tail}" if one_arm else f"{arm}: {score}, {tail}"),
+            **_line_style(points, arm, score),
+        )
+        for arm, score in _arm_scores(points)
         for tail in distinct(points["tail"])
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
 
 
-def draw_doses(points: pd.DataFrame) -> Figure:
-    """Dev accuracy and NLL against the fraction masked; dotted without a mask."""
-    datasets = distinct(points["dataset"])
-    figure, axes = panels(2, len(datasets), max(0.6 + 2.7 * len(datasets), 5), 4.6, sharex=True)
-    for line, column, title, scale in zip(
-        axes, ("accuracy", "nll"), ("dev accuracy, %", "dev NLL, nats"), (100, 1), strict=True
-    ):
+def draw_fractions(points: pd.DataFrame) -> Figure:
+    """The metrics on dev against the fraction masked. The dotted line is the model without a mask."""
+    datasets, metrics = distinct(points["dataset"]), [metric for metric in METRICS.values() if metric.in_sweeps]
+    size = (max(0.6 + 2.7 * len(datasets), 5), 2.3 * len(metrics))
+    figure, axes = panels(len(metrics), len(datasets), *size, sharex=True)
+    for line, metric in zip(axes, metrics, strict=True):
         for axis, dataset in zip(line, datasets, strict=True):
-            for (_, tail, score), group in _by_line(points, dataset):
-                path = group.sort_values("fraction")
-                axis.axhline(scale * path[f"unmasked_{column}"].iloc[0], color="black", linestyle=":", linewidth=0.8)
-                axis.plot(path["fraction"], scale * path[column], color=TAILS[tail], **_score_look(points, score))
+            for tail, style, path in _lines(points, dataset):
+                unmasked = metric.scale * path[f"unmasked_{metric.name}"].iloc[0]
+                axis.axhline(unmasked, color="black", linestyle=":", linewidth=0.8)
+                axis.plot(path["fraction"], metric.scale * path[metric.name], color=TAILS[tail], **style)
             axis.set_xscale("log")
-        line[0].set_ylabel(title)
-    for top, bottom, dataset in zip(axes[0], axes[1], datasets, strict=True):
-        top.set_title(plain(dataset))
+        line[0].set_ylabel(f"dev {metric.axis}")
+    for top, bottom, dataset in zip(axes[0], axes[-1], datasets, strict=True):
+        top.set_title(escape_dollars(dataset))
         bottom.set_xlabel("share of the candidates masked")
     _tail_legend(figure, points)
     return figure
 
 
 def draw_mask(shares: pd.DataFrame) -> Figure:
-    """The share masked by layer and projection: an arm a panel, one scale for all."""
+    """The share masked by layer and projection: one panel per arm, one scale for all."""
     arms, layers = distinct(shares["arm"]), distinct(shares["layer"])
     projections, columns = distinct(shares["projection"]), min(len(arms), 5)
     rows = math.ceil(len(arms) / columns)
@@ -219,9 +260,11 @@ def draw_mask(shares: pd.DataFrame) -> Figure:
     for axis, arm in zip(axes.flat, arms, strict=False):
         grid = shares[shares["arm"] == arm].pivot(index="layer", columns="projection", values="share")
         image = axis.pcolormesh(100 * grid.reindex(layers, columns=projections), vmin=0, vmax=top, cmap="viridis")
-        axis.set_xticks(np.arange(len(projections)) + 0.5, map(plain, names), rotation=90, fontsize=6)
-        axis.set_yticks(np.arange(len(layers)) + 0.5, [plain(name.rpartition(".")[2]) for name in layers], fontsize=6)
-        axis.set_title(plain(arm), fontsize=8)
+        axis.set_xticks(np.arange(len(projections)) + 0.5, map(escape_dollars, names), rotation=90, fontsize=6)
+        axis.set_yticks(
+            np.arange(len(layers)) + 0.5, [escape_dollars(name.rpartition(".")[2]) for name in layers], fontsize=6
+        )
+        axis.set_title(escape_dollars(arm), fontsize=8)
         axis.grid(visible=False)
         axis.tick_params(length=0, labelbottom=True)
     axes[0, 0].invert_yaxis()
@@ -231,10 +274,10 @@ def draw_mask(shares: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw_arm_overlaps(found: pd.DataFrame) -> Figure:
-    """Jaccard of the arms' masks: one panel a dataset, as a triangle."""
-    datasets = distinct(found["dataset"])
-    arms = distinct([*found["one"], *found["other"]])
+def draw_arm_overlaps(pairs: pd.DataFrame) -> Figure:
+    """Jaccard of the arms' masks: one panel per dataset, as a triangle."""
+    datasets = distinct(pairs["dataset"])
+    arms = distinct([*pairs["one"], *pairs["other"]])
     columns = min(len(datasets), 2)
     side = 1.4 + 0.42 * len(arms)
     rows = math.ceil(len(datasets) / columns)
@@ -242,98 +285,95 @@ def draw_arm_overlaps(found: pd.DataFrame) -> Figure:
     for axis in axes.flat[len(datasets) :]:
         axis.remove()
     for axis, dataset in zip(axes.flat, datasets, strict=False):
-        _draw_triangle(axis, found[found["dataset"] == dataset], arms, top=max(found["jaccard"].max(), 0.01))
-        axis.set_title(plain(dataset))
+        _draw_triangle(axis, pairs[pairs["dataset"] == dataset], arms, top=max(pairs["jaccard"].max(), 0.01))
+        axis.set_title(escape_dollars(dataset))
     return figure
 
 
-def _draw_triangle(axis: Axes, found: pd.DataFrame, arms: list[str], top: float) -> None:
+def _draw_triangle(axis: Axes, pairs: pd.DataFrame, arms: list[str], top: float) -> None:
     grid = np.full((len(arms), len(arms)), np.nan)
-    for row in found.itertuples():
+    for row in pairs.itertuples():
         grid[arms.index(row.other), arms.index(row.one)] = row.jaccard
     axis.imshow(grid, vmin=0, vmax=top, cmap="Blues", interpolation="nearest")
     for (y, x), value in np.ndenumerate(grid):
         if not np.isnan(value):
-            colour = "white" if value > 0.6 * top else "black"
-            axis.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=6.5, color=colour)
-    axis.set_xticks(range(len(arms)), map(plain, arms), rotation=90)
-    axis.set_yticks(range(len(arms)), map(plain, arms))
+            color = "white" if value > 0.6 * top else "black"
+            axis.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=6.5, color=color)
+    axis.set_xticks(range(len(arms)), map(escape_dollars, arms), rotation=90)
+    axis.set_yticks(range(len(arms)), map(escape_dollars, arms))
     axis.set(xlim=(-0.5, len(arms) - 1.5), ylim=(len(arms) - 0.5, 0.5))
     axis.grid(visible=False)
 
 
-def draw_other_overlaps(found: pd.DataFrame) -> Figure:
-    """Jaccard of arm `influence`'s masks between seeds and datasets: a dot; chance is a bar beside it."""
-    names = [f"{row.dataset} {row.one} and {row.other}".strip() for row in found.itertuples()]
+def draw_other_overlaps(pairs: pd.DataFrame, color: str) -> Figure:
+    """Jaccard of masks between seeds and datasets as dots, and what chance gives as bars."""
+    names = [f"{row.dataset} {row.one} and {row.other}".strip() for row in pairs.itertuples()]
     figure, axes = panels(1, 1, 5.5, 0.9 + 0.19 * len(names))
     axis = axes[0, 0]
     rows = range(len(names))
-    axis.plot(found["jaccard"], rows, "o", color=COLOURS["influence"], markersize=4.5, label="measured")
-    axis.plot(found["chance"], rows, "|", color="black", markersize=9, label="by chance")
+    axis.plot(pairs["jaccard"], rows, "o", color=color, markersize=4.5, label="measured")
+    axis.plot(pairs["chance"], rows, "|", color="black", markersize=9, label="by chance")
     _rows_of(axis, names)
-    axis.set(xlabel="Jaccard", xlim=(0, max(1.05 * found["jaccard"].max(), 0.1)))
+    axis.set(xlabel="Jaccard", xlim=(0, max(1.05 * pairs["jaccard"].max(), 0.1)))
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper right", ncols=2)
     return figure
 
 
-def draw_curves(curves: pd.DataFrame) -> Figure:
-    """Dev accuracy and training loss by step: a colour an arm, a line a seed; the loss a mean of 5 logged values."""
+def draw_curves(curves: pd.DataFrame, looks: Looks) -> Figure:
+    """The headline metric on dev, and the training loss as the mean of 5 logged values, by step: one line per seed."""
     datasets, arms = distinct(curves["dataset"]), distinct(curves["arm"])
     figure, axes = panels(2, len(datasets), 2.2 + 2.6 * len(datasets), max(4.6, 0.9 + 0.17 * len(arms)), sharex=True)
-    for line, curve, title in zip(
-        axes, ("dev accuracy", "training loss"), ("dev accuracy, %", "training loss, nats"), strict=True
-    ):
+    titles = (f"dev {METRICS[HEADLINE].axis}", "training loss, nats")
+    for line, curve, title in zip(axes, CURVES.values(), titles, strict=True):
         for axis, dataset in zip(line, datasets, strict=True):
             here = curves[(curves["dataset"] == dataset) & (curves["curve"] == curve)]
             for (arm, _), points in here.groupby(["arm", "seed"], sort=False):
-                _draw_curve(axis, arm, points.sort_values("step"))
+                _draw_curve(axis, looks[arm], points.sort_values("step"))
             axis.set_xscale("log")
         line[0].set_ylabel(title)
     for top, bottom, dataset in zip(axes[0], axes[1], datasets, strict=True):
-        top.set_title(plain(dataset))
-        bottom.set_xlabel("optimisation steps")
+        top.set_title(escape_dollars(dataset))
+        bottom.set_xlabel("optimization steps")
         _log_axis(bottom)
-    handles = [_dot(*look(arm)[:2], arm, line=look(arm).line) for arm in arms]
-    figure.legend(handles=handles, loc="outside right upper", handlelength=4)
+    _legend(figure, arms, looks, lines=True, handlelength=4)
     return figure
 
 
-def _draw_curve(axis: Axes, arm: str, points: pd.DataFrame) -> None:
-    style, is_loss = look(arm), points["curve"].iloc[0] == "training loss"
-    values = points["value"].rolling(5, min_periods=1).mean() if is_loss else 100 * points["value"]
-    marker = style.marker if len(points) == 1 else ""
-    axis.plot(points["step"] + 1, values, style.line, color=style.colour, marker=marker, markersize=4, linewidth=0.9)
+def _draw_curve(axis: Axes, look: Look, points: pd.DataFrame) -> None:
+    is_dev = points["curve"].iloc[0] == DEV_CURVE
+    values = METRICS[HEADLINE].scale * points["value"] if is_dev else points["value"].rolling(5, min_periods=1).mean()
+    marker = look.marker if len(points) == 1 else ""
+    axis.plot(points["step"] + 1, values, look.line, color=look.color, marker=marker, markersize=4, linewidth=0.9)
 
 
 COSTS = {"trainable_parameters": "trained weights", "fit_seconds": "fit, s", "peak_memory_bytes": "peak memory, GiB"}
 
 
-def draw_costs(summary: pd.DataFrame) -> Figure:
-    """Accuracy against trained weights, seconds and memory: a dataset a row."""
+def draw_costs(summary: pd.DataFrame, looks: Looks) -> Figure:
+    """The headline metric against trained weights, seconds and memory: one row per dataset."""
     datasets, arms = distinct(summary["dataset"]), distinct(summary["arm"])
     height = max(0.8 + 2 * len(datasets), 0.8 + 0.17 * len(arms))
     figure, axes = panels(len(datasets), len(COSTS), 9.5, height, sharex="col", sharey="row")
     for line, dataset in zip(axes, datasets, strict=True):
         rows = summary[summary["dataset"] == dataset]
         for axis, cost in zip(line, COSTS, strict=True):
-            _draw_cost(axis, rows, cost)
-        line[0].set_ylabel(f"{plain(dataset)}\naccuracy, %")
+            _draw_cost(axis, rows, cost, looks)
+        line[0].set_ylabel(f"{escape_dollars(dataset)}\n{METRICS[HEADLINE].axis}")
     for axis, (cost, title) in zip(axes[-1], COSTS.items(), strict=True):
         _scale_cost(axis, cost)
         axis.set_xlabel(title)
-    figure.legend(handles=[_dot(*look(arm)[:2], arm) for arm in arms], loc="outside right upper")
+    _legend(figure, arms, looks)
     return figure
 
 
-def _draw_cost(axis: Axes, rows: pd.DataFrame, cost: str) -> None:
-    unit = 2**30 if cost == "peak_memory_bytes" else 1
-    for arm, value, accuracy in zip(rows["arm"], rows[cost] / unit, 100 * rows["accuracy"], strict=True):
-        style = look(arm)
-        axis.plot(value, accuracy, style.marker, color=style.colour, markersize=5)
+def _draw_cost(axis: Axes, rows: pd.DataFrame, cost: str, looks: Looks) -> None:
+    unit, scores = 2**30 if cost == "peak_memory_bytes" else 1, METRICS[HEADLINE].scale * rows[HEADLINE]
+    for arm, value, score in zip(rows["arm"], rows[cost] / unit, scores, strict=True):
+        axis.plot(value, score, looks[arm].marker, color=looks[arm].color, markersize=5)
 
 
 def _scale_cost(axis: Axes, cost: str) -> None:
-    """Logarithms for weights, of which there may be none, and for seconds."""
+    """Logarithmic scales for seconds and for weights, of which there may be none."""
     if cost == "trainable_parameters":
         axis.set_xscale("symlog", linthresh=100)
         axis.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=100, subs=[1]))

@@ -8,20 +8,23 @@ import pandas as pd
 
 from influence_masking import Mask
 from lightning_app.errors import UsageError
-from lightning_app.results.files import MASK_FILE, METRICS_FILE
-
-ARM = "influence"
-"""Whose masks are compared between seeds and between datasets."""
+from lightning_app.results.files import MASK_FILE, METRICS_FILE, RERUN
 
 
 def find_masks(results: pd.DataFrame) -> pd.DataFrame:
-    """The conditions that left a mask, with its `path`; of equal masks of a dataset and seed the first arm stands."""
+    """The conditions that left a mask, with its `path`; of equal masks of a dataset and seed only the first arm's."""
     if "mask_digest" not in results:
         return results.iloc[:0].assign(path=[])
-    found = results[results["mask_digest"].notna()]
-    found = found.assign(path=[folder / MASK_FILE for folder in found["folder"]])
-    found = found[[path.is_file() for path in found["path"]]]
-    return found.drop_duplicates(["dataset", "seed", "mask_digest"])
+    masks = results[results["mask_digest"].notna()]
+    masks = masks.assign(path=[folder / MASK_FILE for folder in masks["folder"]])
+    masks = masks[[path.is_file() for path in masks["path"]]]
+    return masks.drop_duplicates(["dataset", "seed", "mask_digest"])
+
+
+def informed(results: pd.DataFrame) -> pd.DataFrame:
+    """The conditions whose masks are compared over seeds: of arms with a control, or of all masking arms if none has."""
+    with_control = results[results["control"].notna()]
+    return with_control if len(with_control) else results[results["role"] == "mask"]
 
 
 def first_seed(masks: pd.DataFrame) -> pd.DataFrame:
@@ -45,30 +48,37 @@ def shares(masks: pd.DataFrame) -> pd.DataFrame:
 
 
 def overlaps(masks: pd.DataFrame) -> pd.DataFrame:
-    """Pairs of masks: of arms within a dataset's first seed; of arm `influence` between seeds, and between datasets.
+    """Pairs of masks: of arms within a dataset's first seed; of each informed arm between seeds, and between datasets.
 
     Returns:
         Columns `between` (arms, seeds, datasets), `dataset` (empty between datasets), `one`, `other`, `intersection`,
         `union`, `jaccard` and `chance`.
     """
-    informed, rows = masks[masks["arm"] == ARM], list[dict[str, Any]]()
+    rows = list[dict[str, Any]]()
     for dataset, group in first_seed(masks).groupby("dataset", sort=False):
         rows += _pairs("arms", dataset, group["arm"], group)
-    for dataset, group in informed.groupby("dataset", sort=False):
-        rows += _pairs("seeds", dataset, "seed " + group["seed"].astype(str), group)
-    group = first_seed(informed)
-    rows += _pairs("datasets", "", group["dataset"], group)
+    compared = informed(masks)
+    by_arm = [
+        (f"{arm} " if compared["arm"].nunique() > 1 else "", group)
+        for arm, group in compared.groupby("arm", sort=False)
+    ]
+    for prefix, arm_masks in by_arm:
+        for dataset, group in arm_masks.groupby("dataset", sort=False):
+            rows += _pairs("seeds", dataset, prefix + "seed " + group["seed"].astype(str), group)
+    for prefix, arm_masks in by_arm:
+        group = first_seed(arm_masks)
+        rows += _pairs("datasets", "", prefix + group["dataset"], group)
     columns = ["between", "dataset", "one", "other", "intersection", "union", "jaccard", "chance"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def _load(path: Path, digest: str) -> Mask:
-    """A condition's mask, unless it is another than its metrics speak of."""
+    """A condition's mask, which must be the one that its metrics name."""
     mask = Mask.load(path)
     if mask.digest != digest:
         raise UsageError(
-            f"{path} holds the mask {mask.digest[:12]}, but {METRICS_FILE} beside it speaks of {digest[:12]}. Delete "
-            "their folder and run the condition again."
+            f"{path} holds the mask {mask.digest[:12]}, but {METRICS_FILE} in the same folder names {digest[:12]}. "
+            f"{RERUN}"
         )
     return mask
 
@@ -79,13 +89,13 @@ def _pairs(between: str, dataset: str, names: pd.Series, masks: pd.DataFrame) ->
         mask = _load(path, digest)
         for other, other_path, other_digest in named[index + 1 :]:
             other_mask = _load(other_path, other_digest)
-            if mask.shapes == other_mask.shapes:  # else another backbone, which the page warns of
+            if mask.shapes == other_mask.shapes:  # another backbone has others, which the page warns of
                 pair = {"between": between, "dataset": dataset, "one": one, "other": other}
                 yield pair | mask.overlap(other_mask)._asdict()
 
 
 def short_names(names: list[str]) -> list[str]:
-    """Names by their last part, or by as many parts as tell them from all others."""
+    """Names by their last part, or by as many parts as distinguish them from all others."""
     return [_short(name, names) for name in names]
 
 

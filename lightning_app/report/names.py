@@ -1,53 +1,48 @@
-"""Order and look of datasets and arms: the same in every table and figure, whichever of them are there."""
+"""Order and look of arms, from what their records say: the same in every table and figure."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, get_args
 from zlib import crc32
 
-DATASET_ORDER = ("sst2", "agnews", "dbpedia", "yelp")
+import pandas as pd
+from matplotlib.colors import is_color_like
 
-COLOURS = {
-    "baseline": "#000000",
-    "baseline_converged": "#7F7F7F",
-    "influence": "#D55E00",
-    "influence_highest": "#0072B2",
-    "taylor_highest": "#882255",
-    "random": "#88CCEE",
-    "random_matched": "#44AA99",
-    "magnitude_lowest": "#117733",
-    "snip_lowest": "#CC6677",
-    "shuffled_labels": "#999933",
-    "influence_tuned": "#E69F00",
-    "lora": "#332288",
-    "full_ft": "#AA4499",
-}
-"""By arm, from the palettes of Okabe and Ito and of Paul Tol, which the colour-blind can tell apart."""
+from lightning_app.results.identity import Role
 
-OTHER_COLOURS = ("#661100", "#6699CC", "#DDCC77", "#4477AA")
+PALETTE = (
+    *("#0072B2", "#882255", "#88CCEE", "#44AA99", "#117733", "#CC6677", "#999933", "#E69F00", "#332288", "#AA4499"),
+    *("#661100", "#6699CC", "#DDCC77", "#4477AA"),
+)
+"""For arms without a color, from the palettes of Okabe and Ito and of Paul Tol, which are safe for the color-blind."""
 
-HEAD = "_head"
-"""Ending of the arms that tune the head under a mask: the colour of the mask, another marker."""
-
-ARM_ORDER = tuple(name for arm in COLOURS for name in (arm, arm + HEAD))
+MARKERS = {"none": "o", "head": "^", "adapter": "D", "all": "D"}
+"""By what an arm trains, except for baselines, which are drawn as `o`."""
 
 
 class Look(NamedTuple):
-    """How an arm is drawn: `o` where the backbone and head stay, `^` where the head is tuned, `D` where more is."""
+    """How an arm is drawn."""
 
-    colour: str
+    color: str
     marker: str
     line: str
 
 
-def look(arm: str) -> Look:
-    """The look of an arm, which depends on nothing but its name."""
-    mask = arm.removesuffix(HEAD)
-    colour = COLOURS.get(mask) or OTHER_COLOURS[crc32(mask.encode()) % len(OTHER_COLOURS)]
-    if arm != mask or arm == "baseline_converged":
-        return Look(colour, "^", "--")
-    return Look(colour, "D" if arm in ("influence_tuned", "lora", "full_ft") else "o", "-")
+def looks(results: pd.DataFrame) -> dict[str, Look]:
+    """The look of each arm, which depends on nothing but its record."""
+    return {record["arm"]: _look(record) for record in results.drop_duplicates("arm").to_dict("records")}
 
 
-def rank(order: tuple[str, ...]) -> Callable[[str], tuple[int, str]]:
-    """A key that sorts by an order, then by name."""
-    return lambda name: (order.index(name) if name in order else len(order), name)
+def _look(record: Mapping[str, Any]) -> Look:
+    name, _, _ = record["arm"].partition("+")  # an arm has one color, whatever is trained under its mask
+    color = record["color"]
+    if not is_color_like(color):
+        color = PALETTE[crc32(name.encode()) % len(PALETTE)]
+    if record["role"] == "baseline":
+        return Look(color, "o", "-")
+    return Look(color, MARKERS[record["trains"]], "--" if record["trains"] == "head" else "-")
+
+
+def order(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """A key that sorts conditions by dataset, then arms by role (those with a verdict first) and label, then seeds."""
+    role = get_args(Role).index(record["role"])
+    return record["dataset"], role, record["control"] is None, record["arm"], record["seed"]

@@ -1,21 +1,16 @@
-"""Numbers to words: each table as it is shown. What is shown is rounded; the CSV files hold the numbers themselves."""
+"""Each table as it is shown, in words. What is shown is rounded; the CSV files hold the numbers themselves."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
 
 import pandas as pd
-from scipy import stats
 
-from lightning_app.report.comparisons import is_declared
+from lightning_app.report.loading import DEV_CURVE
 from lightning_app.report.masks import short_names
 from lightning_app.results import markdown
-from lightning_app.results.statistics import VERDICT_METRIC, Difference, Verdict
-
-METRICS = {"accuracy": ("accuracy %", 100, 1), "macro_f1": ("macro-F1 %", 100, 1), "nll": ("NLL", 1, 3)}
-"""Title, scale and decimals."""
-
-UNITS = {"accuracy": 100, "macro_f1": 100, "nll": 1, "ece": 100}
-"""Differences are in points of accuracy, macro-F1 and ECE, and in nats of NLL."""
+from lightning_app.results.metrics import HEADLINE, METRICS
+from lightning_app.results.statistics import Difference, half_width
+from lightning_app.results.verdict import Verdict
 
 RECORDED = (
     *("trainable_parameters", "masked_parameters", "predicted_change", "measured_change"),
@@ -29,32 +24,26 @@ WORDS = {
 }
 
 
-def summarise(results: pd.DataFrame) -> pd.DataFrame:
-    """One row a dataset and arm: the mean over seeds, and the half width of its 95 % interval.
+def summarize(results: pd.DataFrame) -> pd.DataFrame:
+    """One row per dataset and arm: the mean over seeds, and the half width of its 95 % interval.
 
     Args:
-        results: One row a condition, as `load_results` gives it.
+        results: One row per condition, as `load_results` gives it.
 
     Returns:
-        Columns `dataset`, `arm`, `seeds`; `<metric>` and `<metric>_half` for accuracy, macro_f1 and nll, the half
-        width from Student's t over the seeds (NaN with one seed); and the means of what else a condition records.
+        Columns `dataset`, `arm`, `seeds`; `<metric>` and `<metric>_half` for the metrics of the tables and figures, the
+        half width from Student's t over the seeds (NaN with one seed); and the means of other recorded numbers.
     """
     rows = []
     for (dataset, arm), group in results.reindex(columns=[*results, *set(RECORDED) - {*results}]).groupby(
         ["dataset", "arm"], sort=False
     ):
         row = {"dataset": dataset, "arm": arm, "seeds": len(group)}
-        for metric in METRICS:
-            row[metric], row[f"{metric}_half"] = group[metric].mean(), half_width(group[metric])
+        for name, metric in METRICS.items():
+            if metric.in_tables or metric.in_figures or name == HEADLINE:
+                row[name], row[f"{name}_half"] = group[name].mean(), half_width(group[name])
         rows.append(row | {name: group[name].mean() for name in RECORDED})
     return pd.DataFrame(rows)
-
-
-def half_width(values: pd.Series) -> float:
-    """Half of the 95 % interval of a mean by Student's t; NaN for a single value."""
-    if len(values) < 2:
-        return float("nan")
-    return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
 def comparison_table(results: pd.DataFrame) -> str:
@@ -62,30 +51,30 @@ def comparison_table(results: pd.DataFrame) -> str:
 
     `predicted` and `measured` are changes of the training loss (nats a sample) by zeroing the masked weights.
     """
-    return markdown.table(show_arms(summarise(results)))
+    return markdown.table(show_arms(summarize(results)))
 
 
 def show_arms(summary: pd.DataFrame) -> pd.DataFrame:
     """The summary in words."""
     table = summary[["dataset", "arm", "seeds"]].copy()
-    for metric, (title, scale, digits) in METRICS.items():
-        pairs = zip(summary[metric], summary[f"{metric}_half"], strict=True)
-        table[title] = [interval(mean, half, scale, digits) for mean, half in pairs]
-    table["trained"] = summary["trainable_parameters"].map(count)
-    table["masked"] = summary["masked_parameters"].map(count)
+    for name, metric in METRICS.items():
+        if metric.in_tables:
+            table[metric.heading] = interval(summary, name)
+    table["trained"] = summary["trainable_parameters"].map(show_count)
+    table["masked"] = summary["masked_parameters"].map(show_count)
     table["predicted"] = summary["predicted_change"].map(signed)
     table["measured"] = summary["measured_change"].map(signed)
     table["seconds"] = summary["total_seconds"].map("{:.0f}".format)
     return table
 
 
-def interval(mean: float, half: float, scale: float, digits: int = 1) -> str:
-    """`mean ± half`, or the mean alone."""
-    value = f"{mean * scale:.{digits}f}"
-    return value if pd.isna(half) else f"{value} ± {half * scale:.{digits}f}"
+def interval(summary: pd.DataFrame, metric: str) -> list[str]:
+    """Of each row `mean ± half` of a metric, or the mean alone."""
+    show, pairs = METRICS[metric].show, zip(summary[metric], summary[f"{metric}_half"], strict=True)
+    return [show(mean) if pd.isna(half) else f"{show(mean)} ± {show(half)}" for mean, half in pairs]
 
 
-def count(value: float) -> str:
+def show_count(value: float) -> str:
     """A number of weights."""
     return "" if pd.isna(value) else f"{value:,.0f}"
 
@@ -102,82 +91,90 @@ def p_value(value: float) -> str:
     return "< 0.0001" if value < 1e-4 else f"{value:.2g}"
 
 
-def show_verdicts(found: Sequence[Verdict], gaps: dict[str, str]) -> pd.DataFrame:
-    """A verdict a dataset, or what is missing for one."""
-    rows = [{"dataset": one.dataset, "verdict": WORDS[one.outcome], "why": one.reason} for one in found]
-    return pd.DataFrame(rows + [{"dataset": name, "verdict": "none", "why": gap} for name, gap in gaps.items()])
+def show_verdicts(verdicts: Sequence[Verdict], gaps: dict[tuple[str, str], str]) -> pd.DataFrame:
+    """One verdict per dataset and arm that has a control, or what is missing for it."""
+    rows = [(each.dataset, each.arm, WORDS[each.outcome], each.reason) for each in verdicts]
+    rows += [(dataset, arm, "none", gap) for (dataset, arm), gap in gaps.items()]
+    return pd.DataFrame(rows, columns=["dataset", "arm", "verdict", "why"])
 
 
-def show_differences(found: Sequence[Difference]) -> pd.DataFrame:
-    """Differences by the metric that verdicts stand on."""
+def show_differences(differences: Sequence[Difference]) -> pd.DataFrame:
+    """Differences by the headline metric."""
+    metric = METRICS[HEADLINE]
     rows = [
         {
-            "dataset": one.dataset,
-            "arm": one.arm,
-            "minus": one.reference,
-            "seeds": str(len(one.seeds)),
-            "points": f"{100 * one.estimate:+.2f}",
-            "95 % interval": f"{100 * one.low:+.2f} to {100 * one.high:+.2f}",
-            "p": p_value(one.p_value),
-            "p (Holm)": p_value(one.p_holm),
-            "p (TOST)": p_value(one.p_equivalence),
-            "detectable": f"{100 * one.smallest_detectable:.2f}",
-            "McNemar p by seed": ", ".join(map(p_value, one.mcnemar)),
-            "status": "declared" if is_declared(one) else "exploratory",
+            "dataset": each.dataset,
+            "arm": each.arm,
+            "minus": each.reference,
+            "seeds": str(len(each.seeds)),
+            metric.difference_unit: f"{metric.scale * each.estimate:+.2f}",
+            "95 % interval": f"{metric.scale * each.low:+.2f} to {metric.scale * each.high:+.2f}",
+            "p": p_value(each.p_value),
+            "p (Holm)": p_value(each.p_holm),
+            "p (TOST)": p_value(each.p_equivalence),
+            "detectable": f"{metric.scale * each.smallest_detectable:.2f}",
+            "McNemar p by seed": ", ".join(map(p_value, each.mcnemar)),
+            "status": "declared" if each.declared else "exploratory",
         }
-        for one in found
-        if one.metric == VERDICT_METRIC
+        for each in differences
+        if each.metric == HEADLINE
     ]
     return pd.DataFrame(rows)
 
 
-def show_other_differences(found: Sequence[Difference]) -> pd.DataFrame:
-    """Differences by the other metrics, a column each."""
+def show_other_differences(differences: Sequence[Difference]) -> pd.DataFrame:
+    """Differences by the other metrics, one column each."""
     table: dict[tuple[str, str, str], dict[str, str]] = {}
-    for one in found:
-        if one.metric != VERDICT_METRIC:
-            row, unit = table.setdefault((one.dataset, one.arm, one.reference), {}), UNITS[one.metric]
-            row[one.metric.replace("_", "-")] = (
-                f"{unit * one.estimate:+.3f} ({unit * one.low:+.3f} to {unit * one.high:+.3f})"
-            )
+    for each in differences:
+        if each.metric != HEADLINE:
+            metric, row = METRICS[each.metric], table.setdefault((each.dataset, each.arm, each.reference), {})
+            estimate, low, high = (f"{metric.scale * value:+.3f}" for value in (each.estimate, each.low, each.high))
+            row[metric.title] = f"{estimate} ({low} to {high})"
     names = ("dataset", "arm", "minus")
     return pd.DataFrame([dict(zip(names, key, strict=True)) | row for key, row in table.items()])
 
 
-def difference_numbers(found: Sequence[Difference]) -> pd.DataFrame:
+def difference_numbers(differences: Sequence[Difference]) -> pd.DataFrame:
     """Every number of every difference; those by seed in one cell, separated by spaces."""
-    rows = [asdict(one) | {"declared": is_declared(one)} for one in found]
     joined = [
-        {key: " ".join(map(str, value)) if isinstance(value, tuple) else value for key, value in row.items()}
-        for row in rows
+        {key: " ".join(map(str, value)) if isinstance(value, tuple) else value for key, value in asdict(each).items()}
+        for each in differences
     ]
     return pd.DataFrame(joined)
 
 
 def show_intervals(intervals: pd.DataFrame) -> pd.DataFrame:
-    """Mean and interval of every metric, a column each."""
-    ends = intervals[["mean", "low", "high"]].mul(intervals["metric"].map(UNITS), axis=0)
+    """Mean and interval of every metric, one column each."""
+    ends = intervals[["mean", "low", "high"]].mul(intervals["metric"].map(lambda name: METRICS[name].scale), axis=0)
     texts = [
         f"{mean:.2f}" if pd.isna(low) else f"{mean:.2f} ({low:.2f} to {high:.2f})"
         for mean, low, high in ends.itertuples(index=False)
     ]
-    keys = intervals.assign(text=texts, metric=intervals["metric"].str.replace("_", "-"))
+    keys = intervals.assign(text=texts, metric=intervals["metric"].map(lambda name: METRICS[name].title))
     table = keys.set_index(["dataset", "arm", "seeds", "metric"])["text"].unstack("metric", sort=False)
     return table.rename_axis(columns=None).reset_index()
 
 
 def show_sweep(points: pd.DataFrame) -> pd.DataFrame:
-    """A sweep's masks, their means over the seeds."""
-    means = points.groupby(["dataset", "score", "tail", "fraction"], sort=False).mean(numeric_only=True).reset_index()
-    table = means[["dataset", "score", "tail"]].copy()
+    """The masks of sweeps, means over the seeds."""
+    means = mean_points(points)
+    table = means[["dataset", "arm", "score", "tail"]].copy()
     table["fraction %"] = means["fraction"].map(lambda value: f"{100 * value:g}")
-    table["masked"] = means["num_masked"].map(count)
+    table["masked"] = means["num_masked"].map(show_count)
     table["predicted"] = means["predicted_change"].map("{:+.4g}".format)
     table["measured"] = means["measured_change"].map("{:+.4g}".format)
-    table["dev accuracy %"] = means["accuracy"].map(lambda value: f"{100 * value:.1f}")
-    table["unmasked %"] = means["unmasked_accuracy"].map(lambda value: f"{100 * value:.1f}")
-    table["dev NLL"] = means["nll"].map("{:.3f}".format)
+    for name, metric in METRICS.items():
+        if metric.in_sweeps:
+            table[f"dev {metric.heading}"] = means[name].map(metric.show)
+        if name == HEADLINE:
+            table[metric.heading.replace(metric.title, "unmasked")] = means[f"unmasked_{name}"].map(metric.show)
     return table
+
+
+def mean_points(points: pd.DataFrame) -> pd.DataFrame:
+    """One row per mask of a sweep, averaged over the seeds."""
+    keys = ["dataset", "arm", "score", "tail", "fraction"]
+    return points.groupby(keys, sort=False).mean(numeric_only=True).reset_index()
 
 
 def show_shares(shares: pd.DataFrame) -> pd.DataFrame:
@@ -189,30 +186,35 @@ def show_shares(shares: pd.DataFrame) -> pd.DataFrame:
     return percent.fillna("").reset_index()
 
 
-def show_overlaps(found: pd.DataFrame) -> pd.DataFrame:
-    """Overlaps beside chance."""
-    table = found[["between", "dataset", "one", "other"]].copy()
-    table["in both"], table["in either"] = found["intersection"].map(count), found["union"].map(count)
-    table["Jaccard"], table["by chance"] = found["jaccard"].map("{:.4f}".format), found["chance"].map("{:.4f}".format)
+def show_overlaps(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Overlaps, and what chance gives."""
+    table = pairs[["between", "dataset", "one", "other"]].copy()
+    table["in both"], table["in either"] = pairs["intersection"].map(show_count), pairs["union"].map(show_count)
+    table["Jaccard"], table["by chance"] = pairs["jaccard"].map("{:.4f}".format), pairs["chance"].map("{:.4f}".format)
     return table
 
 
 def show_training(curves: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
-    """How long each arm trained, and the best dev accuracy it saw."""
-    dev = curves[curves["curve"] == "dev accuracy"].groupby(["dataset", "arm", "seed"])["value"].max()
-    best = dev.groupby(["dataset", "arm"]).mean().rename("best").reset_index()
+    """How long each arm trained, and the best value of the headline metric on dev."""
+    metric = METRICS[HEADLINE]
+    dev = curves[curves["curve"] == DEV_CURVE].groupby(["dataset", "arm", "seed"])["value"]
+    by_seed = dev.max() if metric.higher_is_better else dev.min()
+    best = by_seed.groupby(["dataset", "arm"]).mean().rename("best").reset_index()
     trained = summary.merge(best, on=["dataset", "arm"])
     table = trained[["dataset", "arm", "seeds"]].copy()
-    table["steps"], table["epochs"] = trained["optimisation_steps"].map(count), trained["epochs"].map("{:.1f}".format)
-    table["best dev accuracy %"] = trained["best"].map(lambda value: f"{100 * value:.1f}")
+    table["steps"], table["epochs"] = (
+        trained["optimisation_steps"].map(show_count),
+        trained["epochs"].map("{:.1f}".format),
+    )
+    table[f"best dev {metric.heading}"] = trained["best"].map(metric.show)
     return table
 
 
 def show_costs(summary: pd.DataFrame) -> pd.DataFrame:
-    """What each arm costs beside its accuracy."""
+    """What each arm costs, and its headline metric."""
     table = summary[["dataset", "arm"]].copy()
-    table["accuracy %"] = summary["accuracy"].map(lambda value: f"{100 * value:.1f}")
-    table["trained"] = summary["trainable_parameters"].map(count)
+    table[METRICS[HEADLINE].heading] = summary[HEADLINE].map(METRICS[HEADLINE].show)
+    table["trained"] = summary["trainable_parameters"].map(show_count)
     table["fit, s"] = summary["fit_seconds"].map("{:.1f}".format)
     table["evaluation, s"] = (summary["total_seconds"] - summary["fit_seconds"]).map("{:.1f}".format)
     table["peak memory, GiB"] = summary["peak_memory_bytes"].map(

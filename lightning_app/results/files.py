@@ -1,4 +1,4 @@
-"""Files of results: named safely, written whole or not at all, and read strictly."""
+"""Files of results: named safely, written atomically and read strictly."""
 
 import errno
 import json
@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 FIT_FILE, METRICS_FILE = "fit.json", "metrics.json"
 PREDICTIONS_FILE, MASK_FILE, SWEEP_FILE = "predictions.parquet", "mask.safetensors", "sweep.json"
 
+RERUN = "Run the condition again with --overwrite."
+"""Advice for a damaged or missing file that a run wrote."""
+
 
 def check_name(what: str, name: str | None) -> str:
-    """The name of a folder of results, unless it would lead to another place.
+    """Returns a name if it is fit for a folder of results: it must not lead to another place.
 
     Raises:
         UsageError: If it is not the name of one file or folder.
@@ -35,32 +38,32 @@ def check_name(what: str, name: str | None) -> str:
 
 def _is_plain(name: str) -> bool:
     """Whether a name is that of one file or folder, on every system."""
-    is_text = name.isprintable() and name == name.strip() and name not in ("", "..")
-    return is_text and all(kind(name).name == name for kind in (PurePosixPath, PureWindowsPath))
+    is_printable = name.isprintable() and name == name.strip() and name not in ("", "..")
+    return is_printable and all(kind(name).name == name for kind in (PurePosixPath, PureWindowsPath))
 
 
 def own_folder(path: Path) -> Path:
-    """Makes a folder that a report fills; one that is a link would have the files written elsewhere.
+    """Makes a folder for the files of a report.
 
     Raises:
-        UsageError: If there is a link.
+        UsageError: If the folder is a symbolic link: the files would be written to another place.
     """
     if path.is_symlink():
-        raise UsageError(f"{path} is a symbolic link, through which nothing is written. Delete it.")
+        raise UsageError(f"{path} is a symbolic link, so a report cannot be written there. Rename it.")
     make_folder(path)
     return path
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it, unless they are there.
+    """Makes a folder and those above it, unless they exist.
 
     Raises:
         OSError: If it cannot be made; it names the folder.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except FileNotFoundError as error:  # what /proc answers, also where the folder above is there
-        raise PermissionError(errno.EACCES, "No folder can be made there", str(path)) from error
+    except FileNotFoundError as error:  # raised by /proc even if the folder above exists
+        raise PermissionError(errno.EACCES, "No folder can be made here", str(path)) from error
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -70,7 +73,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def write_parquet(path: Path, table: "pyarrow.Table") -> None:
-    """Writes a Parquet file atomically, with a checksum a page."""
+    """Writes a Parquet file atomically, with one checksum per page."""
     from pyarrow.parquet import write_table
 
     write_atomically(path, lambda temporary: write_table(table, temporary, write_page_checksum=True))
@@ -87,16 +90,16 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Has a file written under a name of its own, and renamed once it is whole and on the disk.
+    """Writes a file under a temporary name, and renames it once it is whole and on the disk.
 
     Args:
         path: The file; its folder is made if missing.
-        write: Writes it to the path that it is given.
+        write: Called with the temporary path, to which it writes.
 
     Raises:
         OSError: If it cannot be written; it names the file.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # none that a link could lie in wait under
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # a random name: no link can be waiting under it
     try:
         make_folder(path.parent)
         write(temporary)
@@ -104,7 +107,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        if error.errno is None:  # of a library, which says all in its message
+        if error.errno is None:  # raised by a library, with everything in its message
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
@@ -112,10 +115,10 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Makes a file beside a file that will be written later, and removes it.
+    """Checks that a file can be written, by making and removing another one in the same folder.
 
     Raises:
-        OSError: If nothing can be written there; it names the later file.
+        OSError: If nothing can be written; it names the file.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -128,22 +131,25 @@ def check_writable(path: Path) -> None:
 
 @contextmanager
 def new_folder(path: Path, overwrite: bool, known_by: str) -> Iterator[Path]:
-    """A folder to write into, which takes its name when all is in it; nothing is left of it after an error.
+    """Yields a temporary folder, which is renamed to `path` at the end, or deleted after an error.
 
     Args:
-        path: Its name; a folder that is there must be empty.
+        path: The folder; if it exists it must be empty.
         overwrite: Replace a folder that is not empty, if it has the file `known_by`: others are never deleted.
-        known_by: A file that tells what is written here from the user's own folders.
+        known_by: A file that only folders written here have.
 
     Raises:
-        UsageError: If there is something that may not be replaced.
+        UsageError: If `path` exists and may not be replaced.
     """
     path = path.resolve()
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         if not overwrite:
-            raise UsageError(f"--out {path} is there and not empty. Name another folder, or --overwrite what is there.")
+            raise UsageError(f"--out {path} exists and is not empty. Give another folder, or add --overwrite.")
         if not (path / known_by).is_file():
-            raise UsageError(f"--out {path} is no earlier export (it has no {known_by}), so it is not replaced.")
+            raise UsageError(
+                f"--out {path} is not an earlier export (it has no {known_by}), so it is not replaced. Give another "
+                "folder."
+            )
     temporary, before = (path.with_name(f".{path.name}.{uuid.uuid4().hex}.{end}") for end in ("tmp", "old"))
     try:
         make_folder(temporary)
@@ -164,20 +170,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no file.
-        UsageError: If the file holds something else.
+        UsageError: If it is not a file that holds a JSON object.
     """
     if path.exists() and not path.is_file():
-        raise UsageError(f"{path} is no file. Delete it and run the condition again.")
+        raise UsageError(f"{path} is not a file. {RERUN}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not a JSON file ({error}). Delete it and run the condition again.") from error
+        raise UsageError(f"{path} is not a JSON file ({error}). {RERUN}") from error
     if not isinstance(content, dict):
-        raise UsageError(f"{path} holds no JSON object. Delete it and run the condition again.")
+        raise UsageError(f"{path} does not hold a JSON object. {RERUN}")
     return content
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(found := dict(pairs)) < len(pairs):
-        raise ValueError("a key is there twice")
-    return found
+    if len(content := dict(pairs)) < len(pairs):
+        raise ValueError("it has a key twice")
+    return content

@@ -1,209 +1,209 @@
-"""What the JSON files of a run say: every field is checked as it is read, and told by name where it cannot be."""
+"""The JSON files of a run: every field is checked when it is read, and an error names the wrong one."""
 
-import hashlib
-import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from lightning_app.errors import UsageError
-from lightning_app.results.files import FIT_FILE, read_json
+from lightning_app.results.files import FIT_FILE, RERUN, read_json
+from lightning_app.results.identity import Role
+from lightning_app.results.settings import settings_digest
 
 
-class Kind(NamedTuple):
-    """What a value must be, in words and as a predicate."""
-
-    words: str
-    holds: Callable[[Any], bool]
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number of ordinary size; True and False are none."""
-    return type(value) in (int, float) and abs(value) < 1e300  # NaN is not
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("Input should have printable characters only")
+    return text
 
 
-def is_loss(value: Any) -> bool:
-    """Whether a value is a loss: a number from 0, or what becomes of it where a model diverged."""
-    return (is_number(value) and value >= 0) or (type(value) is float and not value < 0)
+def _ordinary(value: float) -> float:
+    if not abs(value) < 1e300:  # NaN is not either; what is larger would overflow in sums
+        raise ValueError("Input should be a finite number of ordinary size")
+    return value
 
 
-def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number from 0 that fits into 64 bits."""
-    return type(value) is int and 0 <= value < 2**63
+Text = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_printable)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Number = Annotated[float, AfterValidator(_ordinary)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Trains = Literal["none", "head", "adapter", "all"]
 
 
-def is_text(value: Any) -> bool:
-    """Whether a value is a text that can be shown on one line."""
-    return isinstance(value, str) and value.isprintable() and 0 < len(value) <= 1000
+class Fit(TypedDict, total=False):
+    """What every fit leaves for its evaluation."""
+
+    trainable_parameters: Count
+    optimisation_steps: Count
+    epochs: Count
+    seconds: dict[Text, Annotated[Number, Field(ge=0)]]
+    fit_peak_memory_bytes: Count
 
 
-def is_unicode(value: Any) -> bool:
-    """Whether a value is a text that a file can hold."""
-    return isinstance(value, str) and value.encode(errors="ignore").decode() == value
+class Masking(TypedDict, total=False):
+    """What a fit also leaves if it made a mask."""
+
+    masked_parameters: Count
+    candidate_parameters: Count
+    calibration_samples: Count | None
+    predicted_change: Number | None
+    measured_change: Number | None
+    gradient_shared: bool
+    mask_digest: Digest
 
 
-def table_of(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """A predicate: whether a value is an object whose values all hold."""
-    return lambda value: isinstance(value, dict) and all(map(is_text, value)) and all(map(holds, value.values()))
+class MaskedFit(Fit, Masking, total=False):
+    """All that a fit may leave."""
 
 
-def or_null(kind: Kind) -> Kind:
-    """The same kind, or null."""
-    return Kind(f"{kind.words} or null", lambda value: value is None or kind.holds(value))
+class Evaluated(TypedDict):
+    """What an evaluation leaves, besides the metrics and what its fit left."""
+
+    dataset: Text
+    arm: Text
+    seed: Count
+    role: Role
+    starts_from: Text | None
+    control: Text | None
+    color: Text | None
+    trains: Trains
+    backbone: Text
+    eval_split: Text
+    early_stop_on: Literal["dev", "eval"]
+    split_sizes: dict[Text, Count]
+    seconds: dict[Text, Annotated[Number, Field(ge=0)]]
+    peak_memory_bytes: Count
+    device: Text
+    precision: Text
+    versions: dict[Text, Text]
+    dataset_fingerprint: Digest
+    backbone_fingerprint: Digest
 
 
-TEXT = Kind("a text of printable characters", is_text)
-COUNT = Kind("a whole number from 0", is_whole)
-NUMBER = Kind("a finite number", is_number)
-SECONDS = Kind("seconds by phase", table_of(lambda value: is_number(value) and value >= 0))
-SHARE = Kind("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1)
-LOSS = Kind("a number from 0, or NaN of a model that diverged", is_loss)
-FLAG = Kind("true or false", lambda value: isinstance(value, bool))
-DIGEST = Kind("a SHA-256 in hexadecimal", lambda v: isinstance(v, str) and re.fullmatch("[0-9a-f]{64}", v) is not None)
+class Typed(TypedDict):
+    """What the user called a dataset and an arm on the command line: the name of a file, or a path."""
 
-FIT = {
-    "trainable_parameters": COUNT,
-    "optimisation_steps": COUNT,
-    "epochs": COUNT,
-    "seconds": SECONDS,
-    "fit_peak_memory_bytes": COUNT,
-}
-MASKING = {
-    "masked_parameters": COUNT,
-    "candidate_parameters": COUNT,
-    "calibration_samples": or_null(COUNT),
-    "predicted_change": or_null(NUMBER),
-    "measured_change": or_null(NUMBER),
-    "gradient_shared": FLAG,
-    "mask_digest": DIGEST,
-}
-"""What a fit that made a mask records besides."""
+    dataset: str
+    arm: str
 
-METRICS = {
-    "dataset": TEXT,
-    "arm": TEXT,
-    "seed": COUNT,
-    "backbone": TEXT,
-    "accuracy": SHARE,
-    "macro_f1": SHARE,
-    "nll": LOSS,
-    "ece": LOSS,
-    "eval_split": TEXT,
-    "early_stop_on": Kind("dev or eval", lambda value: value in ("dev", "eval")),
-    "split_sizes": Kind("rows by split", table_of(is_whole)),
-    "seconds": SECONDS,
-    "peak_memory_bytes": COUNT,
-    "device": TEXT,
-    "precision": TEXT,
-    "versions": Kind("versions by package", table_of(is_text)),
-    "dataset_fingerprint": DIGEST,
-    "backbone_fingerprint": DIGEST,
-}
-CONDITION = {"digest": DIGEST, "settings": Kind("an object", lambda value: isinstance(value, dict))}
-SETTINGS = {
-    "configs": Kind("objects", lambda value: isinstance(value, list) and all(isinstance(one, dict) for one in value)),
-    "overrides": Kind("texts", lambda value: isinstance(value, list) and all(map(is_unicode, value))),
-}
-SWEEP = {
-    "baseline": Kind("an object", lambda value: isinstance(value, dict)),
-    "points": Kind("a list", lambda value: isinstance(value, list)),
-}
-UNMASKED = {"accuracy": SHARE, "nll": LOSS}
-POINT = {
-    "score": TEXT,
-    "tail": Kind("lowest or highest", lambda value: value in ("lowest", "highest")),
-    "fraction": Kind("a number between 0 and 1", lambda value: is_number(value) and 0 < value < 1),
-    "num_masked": COUNT,
-    "predicted_change": NUMBER,
-    "measured_change": NUMBER,
-    **UNMASKED,
-}
+
+class Settings(TypedDict):
+    """What decides a condition's result."""
+
+    configs: list[dict[str, Any]]
+    overrides: list[str]
+
+
+class MadeUnder(TypedDict):
+    """Under which settings a condition was made."""
+
+    digest: Digest
+    settings: Settings
+    typed: NotRequired[Typed]
+
+
+class Point(TypedDict):
+    """A mask of a sweep, without its metrics on dev."""
+
+    score: Text
+    tail: Literal["lowest", "highest"]
+    fraction: Annotated[float, Field(gt=0, lt=1)]
+    num_masked: Count
+    predicted_change: Number
+    measured_change: Number
+
+
+class SweepFile(TypedDict):
+    """A sweep: the metrics on dev without a mask, and one object per mask."""
+
+    baseline: dict[str, Any]
+    points: list[dict[str, Any]]
 
 
 def read_metrics(file: Path) -> dict[str, Any]:
-    """What a complete condition measured: the known fields of its `metrics.json`.
+    """The known fields of the `metrics.json` of a complete condition; a metric that it does not have is left out.
 
     Raises:
         FileNotFoundError: If there is none.
-        UsageError: If a field is missing or of another kind, or the file speaks of another run than its folder, or
-            otherwise than the run's `fit.json`.
+        UsageError: If a field is missing or wrong, or the file contradicts the names of its folders or the run's
+            `fit.json`.
     """
-    found = read_json(file)
-    record = _checked(file, found, METRICS, FIT | MASKING)
-    place = {"arm": file.parents[1].name, "seed": file.parent.name}
-    if place != {"arm": record["arm"], "seed": f"seed{record['seed']}"}:
-        raise UsageError(
-            f"{file} speaks of {record['arm']}/seed{record['seed']}. Delete its folder and run the condition again."
-        )
+    content = read_json(file)
+    record = _checked(file, content, Evaluated) | _checked(file, content, MaskedFit) | _metrics(file, content)
+    name = f"{record['arm']}/seed{record['seed']}"
+    if name != f"{file.parents[1].name}/{file.parent.name}":
+        raise UsageError(f"{file} is the record of {name}, not of its folder. {RERUN}")
     fit = read_fit(file.with_name(FIT_FILE))
-    said = record | {"seconds": {phase: record["seconds"].get(phase) for phase in fit.get("seconds", {})}}
+    recorded = record | {"seconds": {phase: record["seconds"].get(phase) for phase in fit.get("seconds", {})}}
     for name in fit:
-        if said.get(name) != fit[name]:
+        if recorded.get(name) != fit[name]:
             raise UsageError(
-                f"{file} says {said.get(name)!r} of {name}, {FIT_FILE} beside it {fit[name]!r}. Delete their folder "
-                "and run the condition again."
+                f"{file} has {recorded.get(name)!r} as {name}, but {FIT_FILE} in the same folder has {fit[name]!r}. "
+                f"{RERUN}"
             )
     return record
 
 
 def read_fit(file: Path) -> dict[str, Any]:
-    """What a fit left for its evaluation; nothing where there was none.
+    """What a fit left for its evaluation; empty if there was no fit.
 
     Raises:
-        UsageError: If a field is missing or of another kind.
+        UsageError: If a field is missing or wrong.
     """
     if not file.exists():
         return {}
-    found = read_json(file)
-    return _checked(file, found, FIT | (MASKING if MASKING.keys() & found.keys() else {}))
+    record = _checked(file, read_json(file), MaskedFit)
+    needed = {*Fit.__annotations__, *(Masking.__annotations__ if record.keys() & Masking.__annotations__ else ())}
+    if missing := sorted(needed - record.keys()):
+        raise UsageError(f"{file} has no {missing[0]}. {RERUN}")
+    return record
 
 
 def read_condition(file: Path) -> dict[str, Any]:
-    """The settings that a condition was made under, and their digest.
+    """The settings that a condition was made under and their digest, and `typed` where an experiment made it.
 
     Raises:
-        UsageError: If a field is of another kind, or the digest is not that of the settings.
+        UsageError: If a field is wrong, or the digest is not that of the settings.
     """
-    found = _checked(file, read_json(file), CONDITION)
-    settings = _checked(file, found["settings"], SETTINGS)
-    if found["digest"] != settings_digest(settings):
-        raise UsageError(f"{file} holds settings that do not give its digest. Delete its folder and run it again.")
-    return found | {"settings": settings}
-
-
-def settings_digest(settings: Mapping[str, Any]) -> str:
-    """SHA-256 of the settings of a condition."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    record = _checked(file, read_json(file), MadeUnder)
+    if record["digest"] != settings_digest(record["settings"]):
+        raise UsageError(f"{file} has a digest that is not that of its settings. {RERUN}")
+    return record
 
 
 def read_sweep(file: Path) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """The scores without a mask, and one record a mask.
+    """The metrics without a mask, and one record per mask.
 
     Raises:
-        UsageError: If a field is missing or of another kind.
+        UsageError: If a field is missing or wrong.
     """
-    found = _checked(file, read_json(file), SWEEP)
-    points = [_checked(file, point if isinstance(point, dict) else {}, POINT) for point in found["points"]]
-    return _checked(file, found["baseline"], UNMASKED), points
+    record = _checked(file, read_json(file), SweepFile)
+    points = [_checked(file, point, Point) | _metrics(file, point) for point in record["points"]]
+    return _metrics(file, record["baseline"]), points
 
 
-def _checked(
-    file: Path, found: Mapping[str, Any], needed: Mapping[str, Kind], known: Mapping[str, Kind] | None = None
-) -> dict[str, Any]:
-    """The fields that are needed, and those that are known and there; others are left out."""
-    kinds = {name: kind for name, kind in {**(known or {}), **needed}.items() if name in needed or name in found}
-    for name, kind in kinds.items():
-        if name not in found:
-            raise UsageError(f"{file} has no {name}. Delete its folder and run the condition again.")
-        if not kind.holds(found[name]):
-            raise UsageError(
-                f"{file} says {_short(found[name])} of {name}, which must be {kind.words}. Delete its folder and run "
-                "the condition again."
-            )
-    return {name: found[name] for name in kinds}
+def _checked(file: Path, content: Mapping[str, Any], kind: Any) -> dict[str, Any]:
+    """The fields of a kind of record; others are left out."""
+    try:
+        return TypeAdapter(kind).validate_python(content, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        name, value = ".".join(map(str, first["loc"])), ascii(first["input"])
+        if first["type"] == "missing":
+            raise UsageError(f"{file} has no {name}. {RERUN}") from error
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{file} has {value[:80]} as {ascii(name)[1:-1]}. {reason}. {RERUN}") from error
 
 
-def _short(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def _metrics(file: Path, content: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of the registry that a record has."""
+    from lightning_app.results.metrics import METRICS  # brings numpy, which starting a run need not wait for
+
+    values = _checked(file, {name: content[name] for name in METRICS if name in content}, dict[str, float])
+    for name, value in values.items():
+        if not METRICS[name].admits(value):
+            low, high = METRICS[name].low, METRICS[name].high
+            raise UsageError(f"{file} has {value} as {name}, which is from {low} to {high}. {RERUN}")
+    return values

@@ -3,16 +3,18 @@
 import inspect
 import json
 import shlex
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast, get_args
 
-import yaml
 from filelock import FileLock, Timeout
-from jsonargparse import Namespace
-from jsonargparse._util import import_object
+from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import XLAAccelerator
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -21,19 +23,38 @@ from torch import distributed
 from datamodules import TextDataModule
 from lightning_app.errors import UsageError, chain_of_causes
 from lightning_app.results.files import check_name, make_folder
-from lightning_app.run.checkpoints import WholeFile
-from lightning_app.run.configs import configs_folder, find_configs
+from lightning_app.results.identity import Arm, Identity
+from lightning_app.results.metrics import HEADLINE, METRICS
+from lightning_app.run.checkpoints import AtomicCheckpointIO
+from lightning_app.run.configs import (
+    add_arm_arguments,
+    arm_beside,
+    backbone_options,
+    configs_folder,
+    find_configs,
+    read_config,
+)
+from lightning_app.run.messages import class_of, explain, unknown_key
 from lightning_app.run.overwrite import check_overwrite
 from lightning_app.run.recorder import Recorder
-from modules import Classifier, StartError
-from modules.backbone import resolve_backbone
+from modules import Caches, Classifier, StartError
+from modules.backbone import model_type, resolve_backbone
 from modules.checkpoints import CheckedCheckpointIO
+
+LINKED = {
+    "--data.seed": "--seed_everything",
+    "--model.seed": "--seed_everything",
+    "--data.tokenizer": "--model.backbone",
+    "--model.num_labels": "the dataset",
+}
+"""Options that are set by others."""
 
 
 class SaveConfig(SaveConfigCallback):
     """Saves the configuration into the run's folder: `config.yaml` of a fit, `validate.yaml` of a validation."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Lightning's own refuses to fit where its file exists, which a resumed or repeated fit finds in its folder
         super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -42,15 +63,15 @@ class SaveConfig(SaveConfigCallback):
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         config = self.config.clone()
-        config.overwrite = False  # the file may be run again without a look
-        config.trainer.default_root_dir = None  # follows from the names, also where the run is repeated elsewhere
+        config.overwrite = False  # the saved file must not replace complete results when it is run again
+        config.trainer.default_root_dir = None  # derived from the names, also if the run is repeated elsewhere
         if stage == "fit":
-            config.ckpt_path = None  # how a fit was resumed is not how it is repeated
+            config.ckpt_path = None  # a repeated fit starts from the beginning
         self.parser.save(config, str(folder / name), skip_none=False, overwrite=True, multifile=False)
 
 
 class InfluenceCLI(LightningCLI):
-    """LightningCLI with the words of the study: a run belongs to an experiment, a dataset, an arm and a seed.
+    """LightningCLI with the terms of the study: a run belongs to an experiment, a dataset, an arm and a seed.
 
     The dataset gives `num_labels` to the model, the model's backbone gives its tokenizer to the dataset, and
     `seed_everything` seeds both. A run's folder is `<outputs>/<experiment>/<dataset>/<arm>/seed<k>`.
@@ -58,10 +79,18 @@ class InfluenceCLI(LightningCLI):
     Args:
         args: The words of the command line after `influence`.
         run: Whether they begin with a command, which is run.
+        caches: Shared by the runs of one process; None makes new ones.
+
+    Attributes:
+        identity: Dataset, arm and seed of the run.
     """
 
-    def __init__(self, args: ArgsType, run: bool = True) -> None:
-        parser_kwargs = {"exit_on_error": False}
+    identity: Identity
+
+    def __init__(self, args: ArgsType, run: bool = True, caches: Caches | None = None) -> None:
+        self._caches = caches or Caches()
+        # a mistake in one condition must not end an experiment, and a key that is cut short is a typing mistake
+        parser_kwargs = {"exit_on_error": False, "allow_abbrev": False}
         commands = dict.fromkeys(self.subcommands(), parser_kwargs) if run else {}
         try:
             super().__init__(
@@ -85,16 +114,24 @@ class InfluenceCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The Trainer's commands, but `predict`: `influence predict` reads files of one's own."""
+        """The Trainer's commands without `predict`: `influence predict` is a command of its own for a user's files."""
         return {name: hidden for name, hidden in LightningCLI.subcommands().items() if name != "predict"}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parses `args` alone, whatever the process was started with.
+        """Parses `args` alone; LightningCLI would add the words that the process was started with.
 
         Raises:
-            UsageError: If a section is of another kind, or the seed or the folder of results is none.
+            UsageError: If an option does not exist or has a wrong value, a section is not an object, or the seed or the
+                folder of results has no value.
         """
-        self.config = parser.parse_args(find_configs(cast(list[str], args)))
+        for word in cast(list[str], args):
+            option = word.partition("=")[0].replace(".init_args.", ".")
+            if option in LINKED:
+                raise UsageError(f"{option} cannot be set: it follows from {LINKED[option]}.")
+        try:
+            self.config = parser.parse_args(find_configs(cast(list[str], args)))
+        except ArgumentError as error:
+            raise UsageError(self._explain(parser, str(error))) from error
         for section, key in (("trainer", "default_root_dir"), ("data", "class_path"), ("model", "class_path")):
             if key not in (self._run_config.get(section) or Namespace()):
                 raise UsageError(f"{section} is {self._run_config.get(section)}, but must be an object of its options.")
@@ -104,15 +141,28 @@ class InfluenceCLI(LightningCLI):
         if type(seed) is not int or not 0 <= seed < 2**32:
             raise UsageError(f"seed_everything is {seed!r}, but must be a whole number from 0 to 2**32 - 1.")
 
+    def _explain(self, parser: LightningArgumentParser, message: str) -> str:
+        """The argument parser's message in one line, with the nearest key that exists."""
+        parsers = [parser, *getattr(self, "_subcommand_parsers", {}).values()]
+        known = {name for each in parsers for name in vars(each.get_defaults().as_flat())}
+        key, path = unknown_key(message), class_of(message)
+        if key and path:
+            known |= {f"{key.partition('.')[0]}.{name}" for name in option_names(import_class(path))}
+        return explain(message, sorted(known))
+
     def _parse_ckpt_path(self) -> None:
-        """Takes nothing from a checkpoint: LightningCLI would let one choose the class of the model."""
+        """Takes nothing from a checkpoint: LightningCLI would let a checkpoint choose the class of the model."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the names that place a run, and the links between data and model."""
+        """Adds the names of a run, early stopping, and the links between data and model."""
         parser.add_argument("--outputs", type=str, default="outputs", help="Folder of all results.")
         parser.add_argument("--experiment", type=str, default="single", help="Name of the experiment, a folder.")
         parser.add_argument("--dataset", type=str, default=None, help="Name of the dataset, a folder.")
-        parser.add_argument("--arm", type=str, default=None, help="Name of the arm, a folder.")
+        add_arm_arguments(parser)
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        stopping = {"monitor": f"val/{HEADLINE}", "mode": METRICS[HEADLINE].mode, "patience": 3}
+        parser.set_defaults({f"early_stopping.{key}": value for key, value in stopping.items()})
+        # jsonargparse replaces a linked value without a message, and leaves it out of a saved configuration
         parser.add_argument(
             "--overwrite",
             action="store_true",
@@ -129,26 +179,26 @@ class InfluenceCLI(LightningCLI):
         return self.config.get(str(self.config.get("subcommand")), self.config)
 
     def before_instantiate_classes(self) -> None:
-        """Places the run: folder, logs and, for every arm but the baseline, the start it begins from.
+        """Places the run: its identity, folder and logs, and the head that it starts from.
 
         Raises:
-            UsageError: If a name is that of no folder, a folder is named in another way than by these names, or a
-                checkpoint does not exist.
+            UsageError: If a name cannot be the name of a folder, the folder is set in another way than by these names,
+                or a checkpoint does not exist.
         """
         config = self._run_config
         check_nulls("data", config.data)
         check_nulls("model", config.model)
-        dataset, arm = (
-            check_name(f"--{what}", named if named is not None else chosen.class_path.rpartition(".")[2].lower())
-            for what, named, chosen in (("dataset", config.dataset, config.data), ("arm", config.arm, config.model))
-        )
+        dataset, arm = config.dataset, Arm(**config.arm.as_dict())
+        dataset = config.data.class_path.rpartition(".")[2].lower() if dataset is None else dataset
+        self.identity = Identity(check_name("--dataset", dataset), arm, config.seed_everything)
+        check_name("--arm.name", arm.label)
         seed = f"seed{config.seed_everything}"
         experiment = Path(config.outputs) / check_name("--experiment", config.experiment)
-        run = experiment / dataset / arm / seed
+        run = experiment / dataset / arm.label / seed
         if config.trainer.default_root_dir is not None:
             raise UsageError(
                 f"trainer.default_root_dir is {config.trainer.default_root_dir!r}, but a run's folder follows from "
-                f"--outputs, --experiment, --dataset, --arm and the seed: {run}. Set those."
+                f"--outputs, --experiment, --dataset, --arm.name and the seed: {run}. Set those."
             )
         config.trainer.default_root_dir = str(run)
         if config.data.init_args.get("cache_dir") is None:
@@ -167,17 +217,25 @@ class InfluenceCLI(LightningCLI):
                 raise UsageError(
                     f"No checkpoint at {config.ckpt_path}. `influence fit` leaves <run>/checkpoints/best.ckpt."
                 )
-        model = config.model.init_args
-        needs_start = import_object(config.model.class_path).needs_start
-        if self.subcommand == "fit" and model.start is None and needs_start:
-            model.start = str(experiment / dataset / "baseline" / seed / "start.safetensors")
+        if self.subcommand == "fit" and arm.starts_from and config.model.init_args.start is None:
+            start = experiment / dataset / check_name("--arm.starts_from", arm.starts_from) / seed / "start.safetensors"
+            config.model.init_args.start = str(start)
+
+    def instantiate_classes(self) -> None:
+        """Builds the model, the data and the Trainer, with the options that fit the backbone's family."""
+        set_backbone_options(self._run_config.model)
+        super().instantiate_classes()
+        for callback in cast(Any, self.trainer).callbacks:
+            if isinstance(callback, Recorder):
+                callback.identity = self.identity
+        self.model.caches = self._caches
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the Trainer.
 
         Raises:
-            UsageError: If it does not take its options, the machine has not the device that is asked for, or a TPU is
-                asked for what would be wrong in silence.
+            UsageError: If it refuses its options, the machine lacks the device, or results on a TPU would be silently
+                wrong.
         """
         try:
             trainer = super().instantiate_trainer(**kwargs)
@@ -186,7 +244,7 @@ class InfluenceCLI(LightningCLI):
         if isinstance(trainer.accelerator, XLAAccelerator):
             check_tpu(trainer)
         elif type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = WholeFile()
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         trainer.strategy.checkpoint_io = CheckedCheckpointIO(trainer.strategy.checkpoint_io)
         return trainer
 
@@ -209,18 +267,21 @@ class InfluenceCLI(LightningCLI):
             ) from None
 
     def _make_start(self) -> str:
-        """The command that makes the baseline start of this dataset, seed, backbone and sizes."""
+        """The command that makes the head which this dataset, seed, backbone and sizes start from."""
         config = self._run_config
-        data, name = config.data, config.dataset
-        file = configs_folder() / "data" / f"{name}.yaml"
-        shipped = yaml.safe_load(file.read_text())["data"]["init_args"] if name and file.is_file() else {}
-        defaults = {key: argument.default for key, argument in _arguments(import_object(data.class_path)).items()}
-        known = defaults | shipped | {"cache_dir": str(Path(config.outputs) / "cache")}
+        data, dataset, start = config.data, self.identity.dataset, str(self.identity.arm.starts_from)
+        shipped = {path.stem: read_config(path)["data"] for path in (configs_folder() / "data").glob("*.yaml")}
+        known = shipped.get(dataset, {})
+        known = known.get("init_args", {}) if known.get("class_path") == data.class_path else None
+        defaults = {key: argument.default for key, argument in _arguments(import_class(data.class_path)).items()}
+        defaults |= (known or {}) | {"cache_dir": str(Path(config.outputs) / "cache")}
         linked = ("seed", "tokenizer", "train_on")
-        changed = {key: value for key, value in data.init_args.items() if key not in linked and value != known.get(key)}
-        own = ["--data", data.class_path, *(["--dataset", name] if name else [])]
-        words = ["-c", "configs/base.yaml", *(["-c", f"configs/data/{name}.yaml"] if shipped else own)]
-        words += ["-c", "configs/arms/baseline.yaml"]
+        changed = {
+            key: value for key, value in data.init_args.items() if key not in linked and value != defaults.get(key)
+        }
+        own = ["--data", data.class_path, "--dataset", dataset]
+        words = ["-c", "configs/base.yaml", *(own if known is None else ["-c", f"configs/data/{dataset}.yaml"])]
+        words += ["-c", self._start_file(start)]
         words += ["--experiment", config.experiment, "--seed_everything", str(config.seed_everything)]
         words += [] if config.outputs == "outputs" else ["--outputs", config.outputs]
         words += ["--model.backbone", config.model.init_args.backbone]
@@ -229,9 +290,31 @@ class InfluenceCLI(LightningCLI):
         ]
         return f"Make it: {shlex.join(['influence', 'fit', *words])}"
 
+    def _start_file(self, start: str) -> str:
+        """The configuration of the arm that this one starts from, as a user types it."""
+        files = [Path(file) for file in self._run_config.get("config") or []]
+        beside = [arm_beside(file, start) for file in files if "arm" in read_config(file)]
+        own = [word for word in beside if word != start]
+        return own[0] if own else f"configs/arms/{start}.yaml"
+
+
+def set_backbone_options(model: Namespace) -> None:
+    """Sets options that the user left out to what fits the backbone's family and what the arm trains.
+
+    Raises:
+        BackboneError: If the backbone's configuration cannot be read.
+    """
+    options = model.init_args
+    family = backbone_options(model_type(options.backbone))
+    trains = options.get("tune", import_class(model.class_path).trains)
+    fitting = {"learning_rate": family["learning_rates"].get(trains), "pooling": family.get("pooling")}
+    for key, value in fitting.items():
+        if key in options and options[key] is None:
+            options[key] = value
+
 
 def check_tpu(trainer: Trainer) -> None:
-    """Refuses what torch_xla or torchmetrics would do otherwise than asked, without a word.
+    """Refuses options that torch_xla would ignore, or under which metrics would be wrong, without a message.
 
     Raises:
         UsageError: On another precision than 32-true, or several cores for one condition.
@@ -256,23 +339,41 @@ def _arguments(kind: type) -> dict[str, inspect.Parameter]:
     return {name: item for signature in signatures for name, item in signature.parameters.items()}
 
 
+def import_class(path: str) -> Any:
+    """The class at a dotted path, which the argument parser has already imported."""
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def option_names(kind: type) -> Iterator[str]:
+    """The options of a class as they are typed; those of an argument that is a dataclass follow its name and a dot."""
+    named = {
+        name: item
+        for name, item in _arguments(kind).items()
+        if item.kind not in (item.VAR_KEYWORD, item.VAR_POSITIONAL)
+    }
+    for name, argument in named.items():
+        nested = argument.annotation if is_dataclass(argument.annotation) else None
+        yield from [f"{name}.{field.name}" for field in fields(nested)] if nested else [name]
+
+
 def check_nulls(what: str, chosen: Namespace) -> None:
-    """Refuses null where a class takes none, which the argument parser lets through.
+    """Refuses null where a class does not accept it: the argument parser lets it through.
 
     Raises:
         UsageError: If an argument is null that must have a value.
     """
-    for name, argument in _arguments(import_object(chosen.class_path)).items():
+    for name, argument in _arguments(import_class(chosen.class_path)).items():
         is_null = name in chosen.init_args and chosen.init_args[name] is None
         if is_null and argument.default is not None and type(None) not in get_args(argument.annotation):
             raise UsageError(f"{what}.{name} is null, but must have a value. Leave it out for its default.")
 
 
 class PrepareData(InfluenceCLI):
-    """Prepares the data of a condition, without loading a model. `args` have no command in front.
+    """Prepares the data of a condition without loading a model. `args` do not begin with a command.
 
     Raises:
-        DataError: If the data cannot be had or does not have the rows asked for.
+        DataError: If the data cannot be loaded or does not have enough rows.
     """
 
     def __init__(self, args: ArgsType) -> None:
@@ -281,7 +382,7 @@ class PrepareData(InfluenceCLI):
     def instantiate_classes(self) -> None:
         """Builds the datamodule alone."""
         data = self.config.data
-        self.datamodule = import_object(data.class_path)(**data.init_args)
+        self.datamodule = import_class(data.class_path)(**data.init_args)
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
 

@@ -1,29 +1,29 @@
-"""A finished run: its model with a checkpoint's weights, and its datamodule, made again from the run's folder."""
+"""A trained run: its model with a checkpoint's weights, and its datamodule, rebuilt from the run's folder."""
 
 import zipfile
 from pathlib import Path
 
-import yaml
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from lightning_app.errors import UsageError
 from lightning_app.run.cli import InfluenceCLI
+from lightning_app.run.configs import read_config
 from modules.checkpoints import read_checkpoint, wrong_kind
 
 
-class FinishedRun(InfluenceCLI):
-    """Builds the model of a run by its `config.yaml`, on the CPU and in eval mode; no data is read, nothing trains.
+class TrainedRun(InfluenceCLI):
+    """Builds the model of a run from its `config.yaml`, on the CPU and in eval mode, without data or training.
 
     Args:
-        checkpoint: `<run>/checkpoints/best.ckpt`, or any other that a fit left there.
+        checkpoint: `<run>/checkpoints/best.ckpt`, or another checkpoint in that folder.
 
     Attributes:
         folder: The run's folder.
-        precision: The Trainer's, under which the run was trained and measured.
+        precision: The Trainer's precision, with which the run was trained and evaluated.
 
     Raises:
         UsageError: If there is no such checkpoint, it is damaged, or its run has no configuration.
-        BackboneError, CheckpointError: If the backbone cannot be had, or is not the one the checkpoint belongs to.
+        BackboneError, CheckpointError: If the backbone cannot be loaded, or the checkpoint belongs to another one.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -40,20 +40,22 @@ class FinishedRun(InfluenceCLI):
         self._load_weights()
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Takes the configuration of the fit, without what its Trainer, its start and its resumption were."""
+        """Takes the configuration of the fit without the options of its Trainer, its start and a resumed checkpoint."""
         path = self.folder / "config.yaml"
         if not path.is_file():
             raise UsageError(
-                f"{self.checkpoint} has no {path} beside its folder: that file, which a fit leaves, is needed."
+                f"{path} is missing: it describes the model of {self.checkpoint}. Give one in its run's folder."
             )
+        config = read_config(path)
         try:
-            config = yaml.safe_load(path.read_text())
             self.precision = config["trainer"]["precision"]
             config["trainer"] = {"logger": False}
             config["model"]["init_args"]["start"] = None  # the head is in the checkpoint
             kept = {key: config[key] for key in config if key not in ("ckpt_path", "weights_only")}
-        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise UsageError(f"{path} is no configuration of a fit ({error!r}). Fit the condition again.") from error
+        except (KeyError, TypeError) as error:
+            raise UsageError(
+                f"{path} is not the configuration of a fit ({error!r}). Fit the condition again."
+            ) from error
         self.config = parser.parse_object(kept)
 
     def instantiate_classes(self) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from integration_helpers import ARMS, ROOT, SHARED, ForkServer, environment, run_influence, serving
 
+from lightning_app.run.configs import choose_arm
+
 
 @pytest.fixture(scope="session")
 def study_words(tiny_qwen: str, data_cache: Path) -> list[str]:
@@ -70,10 +72,10 @@ def condition_words(tiny_qwen: str, data_cache: Path) -> Callable[[str, str], li
     """The words after `influence fit` that run one condition of the study, under another experiment's name."""
 
     def words(arm: str, experiment: str) -> list[str]:
-        files = [ROOT / "configs" / name for name in ("base.yaml", "data/docstrings.yaml", f"arms/{arm}.yaml")]
+        shared = [ROOT / "configs" / name for name in ("base.yaml", "data/docstrings.yaml")]
         sizes = [f"--data.{split}_size=50" for split in ("head_init", "train", "dev", "eval")]
         return [
-            *[word for file in files for word in ("-c", str(file))],
+            *[word for file in (*shared, *choose_arm(arm).files) for word in ("-c", str(file))],
             *[f"--model.backbone={tiny_qwen}", f"--data.cache_dir={data_cache}", *sizes],
             *[f"--experiment={experiment}", "--trainer.max_epochs=2", "--trainer.accelerator=cpu"],
             "--trainer.enable_progress_bar=false",

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
-ARMS = ("baseline", "influence", "influence_tuned", "lora", "full_ft")
+ARMS = ("baseline", "influence", "influence+all", "lora", "full_ft")
 UNREPEATABLE = ("seconds", "peak_memory_bytes", "fit_peak_memory_bytes", "gradient_shared")
 """What may differ between two runs of one condition."""
 

@@ -12,7 +12,7 @@ from integration_helpers import ROOT
 
 from lightning_app.errors import UsageError
 from lightning_app.run.cli import InfluenceCLI
-from lightning_app.run.configs import config_files
+from lightning_app.run.configs import find_datasets
 
 PAGE = (ROOT / "docs" / "custom_dataset.md").read_text()
 LOCAL, HUB = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
@@ -77,11 +77,14 @@ def test_the_example_of_the_hub_is_a_dataset(files, tiny_qwen):
     assert yaml.safe_load(HUB)["data"]["init_args"]["label_names"] == data.label_names
 
 
-def test_results_call_a_file_by_its_stem_and_two_of_a_name_are_refused(files):
-    found = config_files("data", ["sst2", "reviews.yaml"])
-    assert {name: path.name for name, path in found.items()} == {"sst2": "sst2.yaml", "reviews": "reviews.yaml"}
-    (files / "sst2.yaml").write_text(LOCAL)
-    with pytest.raises(UsageError, match=r"would both be called 'sst2'\. Rename one"):
-        config_files("data", ["sst2", "sst2.yaml"])
+def test_results_call_a_dataset_as_its_file_does_and_two_of_a_name_are_refused(files):
+    found = find_datasets(["sst2", "reviews.yaml"])
+    assert {name: choice.files[0].name for name, choice in found.items()} == {
+        "sst2": "sst2.yaml",
+        "reviews": "reviews.yaml",
+    }
+    (files / "mine.yaml").write_text(LOCAL)
+    with pytest.raises(UsageError, match=r"reviews\.yaml and mine\.yaml are both called 'reviews'"):
+        find_datasets(["reviews.yaml", "mine.yaml"])
     with pytest.raises(UsageError, match=r"There is no file gone\.yaml, which --datasets names"):
-        config_files("data", ["gone.yaml"])
+        find_datasets(["gone.yaml"])

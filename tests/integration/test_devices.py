@@ -73,7 +73,7 @@ def test_two_at_once_give_the_results_of_one_after_the_other_and_a_log_each(stud
     assert table_of(done.stdout) == table_of((study.parents[1] / "printed.txt").read_text())
     starts = [line for line in done.stdout.splitlines() if line.endswith(": running")]
     assert "baseline" in starts[0]
-    assert {"influence_tuned", "lora", "full_ft"} >= {starts[1].split("/")[2], starts[2].split("/")[2]}
+    assert {"influence+all", "lora", "full_ft"} >= {starts[1].split("/")[2], starts[2].split("/")[2]}
     for arm in ARMS:
         log = (folder / "logs" / f"docstrings-{arm}-seed0.log").read_text()
         assert log.endswith("complete\n")

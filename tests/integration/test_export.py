@@ -24,7 +24,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from influence_masking import Mask
 from lightning_app.__main__ import main
 from lightning_app.deploy.export import export
-from lightning_app.run.trained_run import FinishedRun
+from lightning_app.run.trained_run import TrainedRun
 
 OWN_LABELS = ["<i>bad</i>", "good | fine"]
 WORDS = ["a", "film", "of", "no", "great", "charm", "dull", "plot", "and", "the"]
@@ -45,11 +45,11 @@ def exported(study, tmp_path_factory):
     """Exports an arm of the study, once; returns the folder and the run, built anew: exporting merges adapters."""
     folder, done = tmp_path_factory.mktemp("exported"), {}
 
-    def get(arm: str) -> tuple[Path, FinishedRun]:
+    def get(arm: str) -> tuple[Path, TrainedRun]:
         checkpoint = checkpoint_of(study, "docstrings", arm)
         if arm not in done:
             export(checkpoint, folder / arm)
-            done[arm] = FinishedRun(checkpoint)
+            done[arm] = TrainedRun(checkpoint)
             done[arm].datamodule.setup()
         return folder / arm, done[arm]
 
@@ -106,7 +106,7 @@ def mean_pooled(tiny_bert, tmp_path_factory) -> Path:
     return folder / "small"
 
 
-def logits(model, run: FinishedRun, hide_mask: bool = False) -> torch.Tensor:
+def logits(model, run: TrainedRun, hide_mask: bool = False) -> torch.Tensor:
     """Those of eval, in the order of its rows, from the batches of the run."""
     rows, found = [], []
     with torch.no_grad():
@@ -166,7 +166,7 @@ def test_the_adapter_alone_gives_the_logits_of_its_run(exported):
     assert sum(weight.numel() for weight in weights.values()) == metrics_of(run.folder)["trainable_parameters"]
 
 
-@pytest.mark.parametrize("arm", ["influence", "influence_tuned"])
+@pytest.mark.parametrize("arm", ["influence", "influence+all"])
 def test_the_mask_is_in_the_folder_and_its_weights_are_zero(arm, exported):
     folder, run = exported(arm)
     mask, weights = Mask.load(folder / "mask.safetensors"), load_file(folder / "model.safetensors")
@@ -179,7 +179,7 @@ def test_the_mask_is_in_the_folder_and_its_weights_are_zero(arm, exported):
 def test_a_mean_pooled_encoder_is_loaded_by_the_file_that_its_folder_carries(arm, mean_pooled, tiny_bert, tmp_path):
     checkpoint = checkpoint_of(mean_pooled, "own", arm)
     export(checkpoint, tmp_path / "out")
-    run = FinishedRun(checkpoint)
+    run = TrainedRun(checkpoint)
     run.datamodule.setup()
     with pytest.raises(ValueError, match="trust_remote_code=True"):
         AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", trust_remote_code=False)
@@ -259,9 +259,9 @@ def test_a_folder_with_something_in_it_is_kept(study, influence, tmp_path, capsy
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     assert influence(*words) == 2
-    assert "is there and not empty" in told(capsys)
+    assert "exists and is not empty" in told(capsys)
     assert influence(*words, "--overwrite") == 2
-    assert "is no earlier export" in told(capsys)
+    assert "is not an earlier export" in told(capsys)
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "thesis.txt"]
 
 

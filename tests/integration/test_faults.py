@@ -20,7 +20,7 @@ from datamodules.splits import SPLITS
 from lightning_app.grid import experiment
 from lightning_app.grid.workers import InProcess
 
-TUNED = "docstrings/influence_tuned/seed0"
+TUNED = "docstrings/influence+all/seed0"
 STEP = "modules.classifier:Classifier.optimizer_step"
 GOES_ON = "the same command goes on from what is complete."
 
@@ -36,8 +36,8 @@ NO_PAUSE = at("time:sleep", "leave out", times=10**9)
 
 @pytest.fixture(scope="module")
 def words(tiny_qwen: str) -> list[str]:
-    """An experiment of a second: the baseline, influence_tuned, lora."""
-    grid = ["--datasets", "docstrings", "--backbone", tiny_qwen, "--arms", "baseline", "influence_tuned", "lora"]
+    """An experiment of a second: the baseline, influence+all, lora."""
+    grid = ["--datasets", "docstrings", "--backbone", tiny_qwen, "--arms", "baseline", "influence+all", "lora"]
     sizes = [f"data.{split}_size=48" for split in SPLITS]
     sets = ["--set", *sizes, "data.cache_dir=cache", "trainer.max_epochs=2", "trainer.accelerator=cpu"]
     return ["experiment", *grid, "--name", "study", *sets]
@@ -83,7 +83,7 @@ def test_a_disk_that_fills_up_leaves_what_was_whole(moment, file, small_disk, fo
     assert failed.returncode == 1
     told = failed.stderr.splitlines()
     assert [line.partition(": [")[0] for line in told] == [
-        "failed: docstrings/influence_tuned/seed0",
+        "failed: docstrings/influence+all/seed0",
         "failed: docstrings/lora/seed0",
     ]
     assert "[Errno 28] No space left on device" in told[0]
@@ -94,7 +94,7 @@ def test_a_disk_that_fills_up_leaves_what_was_whole(moment, file, small_disk, fo
     (small_disk / "filler").unlink()
     again = forks.run(*words, cwd=tmp_path, faults=[NO_REPORT])
     assert again.returncode == 0, again.stderr
-    assert "going on from its last checkpoint" in again.stdout
+    assert "resuming from its last checkpoint" in again.stdout
     assert results_of(tmp_path) == whole
 
 
@@ -165,7 +165,7 @@ def test_a_condition_without_memory_is_told_and_the_others_go_on(error, found, f
     failed = forks.run(*words, cwd=tmp_path, faults=[at(STEP, error, "Influence", call=2), NO_REPORT])
     assert failed.returncode == 1
     (told,) = failed.stderr.splitlines()
-    assert told.startswith("failed: docstrings/influence_tuned/seed0: Out of memory (")
+    assert told.startswith("failed: docstrings/influence+all/seed0: Out of memory (")
     assert found in told
     assert "Lower data.batch_size" in told
     assert results_of(tmp_path) == {arm: whole[arm] for arm in ("baseline", "lora")}

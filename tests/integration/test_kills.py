@@ -16,7 +16,7 @@ from datamodules.splits import SPLITS
 from influence_masking import Mask
 
 HALFWAY = "SIGKILL halfway"
-BASELINE, TUNED = "docstrings/baseline/seed0", "docstrings/influence_tuned/seed0"
+BASELINE, TUNED = "docstrings/baseline/seed0", "docstrings/influence+all/seed0"
 WRITTEN, RENAMED = "pathlib:Path.write_text", "pathlib:Path.replace"
 CLASSIFIER, TRAINED = (
     "modules.classifier:Classifier",
@@ -43,10 +43,10 @@ MOMENTS = {
     "the baseline's last.ckpt is deleted": at("pathlib:Path.unlink", of=f"{BASELINE}/checkpoints/last.ckpt"),
     "the gradient is taken": at(f"{CLASSIFIER}.training_step", call=2, of="Influence"),
     "the mask is chosen": at("influence_masking.snapshot:Snapshot.select"),
-    "influence_tuned is in its first epoch": at(TRAINED, call=3, of="Influence"),
+    "influence+all is in its first epoch": at(TRAINED, call=3, of="Influence"),
     "half of the first best.ckpt is written": at("torch:save", of=f"{TUNED}/checkpoints/.best", act=HALFWAY),
     "half of the first last.ckpt is written": at("torch:save", of=f"{TUNED}/checkpoints/.last", act=HALFWAY),
-    "influence_tuned is in its second epoch": at(TRAINED, call=6, of="Influence"),
+    "influence+all is in its second epoch": at(TRAINED, call=6, of="Influence"),
     "dev is measured after the second epoch": at(
         "modules.classifier:Classifier.on_validation_epoch_end", 2, "Influence"
     ),
@@ -54,7 +54,7 @@ MOMENTS = {
     "the second last.ckpt is renamed": at(RENAMED, call=2, of=f"{TUNED}/checkpoints/.last"),
     "the mask is renamed": at(RENAMED, of=f"{TUNED}/mask.safetensors"),
     "what is known of the training is renamed": at(RENAMED, of=f"{TUNED}/.fit.json"),
-    "influence_tuned is measured": at("lightning_app.run.recorder:Recorder.on_validation_batch_end", 4, "Influence"),
+    "influence+all is measured": at("lightning_app.run.recorder:Recorder.on_validation_batch_end", 4, "Influence"),
     "half of the predictions are written": at("pyarrow.parquet:write_table", of=f"{TUNED}/.predictions", act=HALFWAY),
     "the metrics are renamed": at(RENAMED, of=f"{TUNED}/.metrics"),
     "half of the report is written": at(WRITTEN, of=".report.html", act=HALFWAY),
@@ -73,7 +73,7 @@ def words(tiny_qwen: str) -> list[str]:
     return ["experiment", *grid, "--set", *sizes, "trainer.max_epochs=2", "trainer.accelerator=cpu"]
 
 
-ARMS = ["--arms", "baseline", "influence_tuned"]
+ARMS = ["--arms", "baseline", "influence+all"]
 STEP = f"{CLASSIFIER}.optimizer_step"
 STOPPED = (
     "influence experiment: stopped by SIGTERM; nothing that was complete is lost. Run the same command to resume.\n"
@@ -129,10 +129,10 @@ def test_an_experiment_is_killed_as(moment: str, ends, whole):
     killed, again, folder = ends(moment).result()
     assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
     assert again.returncode == 0, again.stderr
-    assert results_of(folder) == {arm: whole[arm] for arm in ("baseline", "influence_tuned")}
+    assert results_of(folder) == {arm: whole[arm] for arm in ("baseline", "influence+all")}
 
 
-@pytest.mark.parametrize(("arms", "of"), [(ARMS, "Influence"), (LORA, "LoRA")], ids=["influence_tuned", "lora"])
+@pytest.mark.parametrize(("arms", "of"), [(ARMS, "Influence"), (LORA, "LoRA")], ids=["influence+all", "lora"])
 @pytest.mark.parametrize("batch", [1, 5], ids=["in its first epoch", "in its second epoch"])
 def test_sigterm_saves_after_the_batch_and_the_same_command_ends_with_the_same_results(
     batch, arms, of, forks, words, whole, tmp_path
@@ -144,7 +144,7 @@ def test_sigterm_saves_after_the_batch_and_the_same_command_ends_with_the_same_r
     assert torch.load(last, weights_only=True)["global_step"] == batch
     again = forks.run(*words, *arms, cwd=tmp_path, faults=[NO_REPORT])
     assert again.returncode == 0, again.stderr
-    assert "going on from its last checkpoint" in again.stdout
+    assert "resuming from its last checkpoint" in again.stdout
     assert results_of(tmp_path) == {arm: whole[arm] for arm in ("baseline", arms[-1])}
 
 
@@ -157,19 +157,19 @@ def test_a_second_sigterm_does_not_wait_and_leaves_the_checkpoint_of_the_last_wh
     (last,) = tmp_path.rglob("*last.ckpt*")
     assert torch.load(last, weights_only=True)["global_step"] == 3
     assert forks.run(*words, *ARMS, cwd=tmp_path, faults=[NO_REPORT]).returncode == 0
-    assert results_of(tmp_path) == {arm: whole[arm] for arm in ("baseline", "influence_tuned")}
+    assert results_of(tmp_path) == {arm: whole[arm] for arm in ("baseline", "influence+all")}
 
 
-@pytest.mark.parametrize("moment", ["the gradient is taken", "influence_tuned is measured"])
+@pytest.mark.parametrize("moment", ["the gradient is taken", "influence+all is measured"])
 def test_outside_training_sigterm_ends_an_experiment_at_once(moment: str, forks, words, whole, tmp_path):
     stopped = forks.run(*words, *ARMS, cwd=tmp_path, faults=[MOMENTS[moment] | {"act": "SIGTERM"}])
     assert (stopped.returncode, stopped.stderr) == (128 + signal.SIGTERM, STOPPED)
     assert results_of(tmp_path).keys() == {"baseline"}
     assert forks.run(*words, *ARMS, cwd=tmp_path, faults=[NO_REPORT]).returncode == 0
-    assert results_of(tmp_path) == {arm: whole[arm] for arm in ("baseline", "influence_tuned")}
+    assert results_of(tmp_path) == {arm: whole[arm] for arm in ("baseline", "influence+all")}
 
 
-@pytest.mark.parametrize("arm", ["influence_tuned", "full_ft"])
+@pytest.mark.parametrize("arm", ["influence+all", "full_ft"])
 def test_a_killed_fit_goes_on_from_its_checkpoint_to_the_same_weights(arm, condition_words, forks, made, tmp_path):
     sizes = [f"--data.{split}_size=48" for split in SPLITS]
     start = made / "outputs" / "study" / BASELINE / "start.safetensors"
@@ -187,7 +187,7 @@ def test_a_killed_fit_goes_on_from_its_checkpoint_to_the_same_weights(arm, condi
         assert one["state_dict"].keys() == other["state_dict"].keys()
         for name, tensor in one["state_dict"].items():
             assert torch.equal(tensor, other["state_dict"][name]), name
-    mask = Mask.load(killed / "mask.safetensors") if arm == "influence_tuned" else None
+    mask = Mask.load(killed / "mask.safetensors") if arm == "influence+all" else None
     for name in mask.shapes if mask else []:
         assert torch.count_nonzero(other["state_dict"][name][mask.flags(name)]) == 0
     assert "ckpt_path: null" in (killed / "config.yaml").read_text()

@@ -12,8 +12,8 @@ import torch
 from integration_helpers import predictions_of
 
 from lightning_app.deploy.predict import predict
-from lightning_app.deploy.tables import read_table, write_table
-from lightning_app.run.trained_run import FinishedRun
+from lightning_app.deploy.tables import read_user_table, write_table
+from lightning_app.run.trained_run import TrainedRun
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def best(study) -> Path:
 @pytest.fixture(scope="module")
 def eval_rows(best) -> pa.Table:
     """The rows that the study evaluated, in its order."""
-    _, held_out = FinishedRun(best).datamodule.load_source()
+    _, held_out = TrainedRun(best).datamodule.load_source()
     rows = predictions_of(best.parents[1])["row"]
     texts = dict(zip(held_out["row"].to_pylist(), held_out["text"].to_pylist(), strict=True))
     return pa.table({"id": [f"{row:05}" for row in rows], "text": [texts[row] for row in rows]})
@@ -34,9 +34,9 @@ def eval_rows(best) -> pa.Table:
 def test_the_labels_of_a_file_are_those_of_the_evaluation(given, asked, best, eval_rows, influence, tmp_path, capsys):
     write_table(tmp_path / f"in{given}", eval_rows)
     assert influence("predict", "--ckpt", best, "--input", f"in{given}", "--output", f"out{asked}") == 0
-    written, names = predictions_of(best.parents[1]), FinishedRun(best).datamodule.label_names
+    written, names = predictions_of(best.parents[1]), TrainedRun(best).datamodule.label_names
     expected = torch.tensor(written["logits"])
-    rows = read_table(tmp_path / f"out{asked}").to_pylist()
+    rows = read_user_table(tmp_path / f"out{asked}").to_pylist()
     assert [row["id"] for row in rows] == eval_rows["id"].to_pylist()
     assert [row["text"] for row in rows] == eval_rows["text"].to_pylist()
     assert [row["predicted_label"] for row in rows] == [names[label] for label in expected.argmax(1).tolist()]
@@ -48,12 +48,12 @@ def test_the_labels_of_a_file_are_those_of_the_evaluation(given, asked, best, ev
 
 @pytest.mark.parametrize("arm", ["influence", "lora"])
 def test_the_logits_of_texts_are_those_of_the_evaluation_to_the_bit(arm, study, eval_rows):
-    run = FinishedRun(study / "docstrings" / arm / "seed0" / "checkpoints" / "best.ckpt")
+    run = TrainedRun(study / "docstrings" / arm / "seed0" / "checkpoints" / "best.ckpt")
     assert predict(run, eval_rows["text"].to_pylist(), "cpu").tolist() == predictions_of(run.folder)["logits"]
 
 
 def test_rows_come_back_in_their_order_whatever_the_batch_size(best, eval_rows):
-    run = FinishedRun(best)
+    run = TrainedRun(best)
     whole = predict(run, eval_rows["text"].to_pylist(), "cpu")
     run.datamodule.eval_batch_size = 3
     torch.testing.assert_close(predict(run, eval_rows["text"].to_pylist()[::-1], "cpu"), whole.flip(0))
@@ -64,7 +64,7 @@ def test_columns_that_are_there_already_are_kept(best, influence, tmp_path):
     assert influence("predict", "--ckpt", best, "--input", "in.jsonl", "--output", "out.jsonl") == 0
     row = json.loads((tmp_path / "out.jsonl").read_text())
     assert (row["predicted_label"], row["probability_torch"]) == ("mine", "2")
-    assert row["predicted_label_2"] in FinishedRun(best).datamodule.label_names
+    assert row["predicted_label_2"] in TrainedRun(best).datamodule.label_names
     assert sum(value for name, value in row.items() if re.match("probability_.*_2", name)) == pytest.approx(1)
 
 
@@ -75,7 +75,7 @@ def test_several_columns_are_read_as_the_datasets_own_are(best, influence, tmp_p
     words = ["--input", "in.csv", "--output", "out.parquet", "--text_columns", "title", "body"]
     assert influence("predict", "--ckpt", best, *words) == 0
     found = pq.read_table(tmp_path / "out.parquet")["probability_torch"].to_pylist()
-    expected = predict(FinishedRun(best), ["T: the body", ": the body"], "cpu").softmax(1)
+    expected = predict(TrainedRun(best), ["T: the body", ": the body"], "cpu").softmax(1)
     assert found == pytest.approx(expected[:, 5].tolist())
 
 
@@ -85,8 +85,8 @@ def test_several_columns_are_read_as_the_datasets_own_are(best, influence, tmp_p
         ("text\nfine\n  \n\n", [], "in.csv has no text in text of row 2 (counted from 1; 1 such rows in all)"),
         ("body\nfine\n", [], "in.csv has no column ['text'], only ['body']. Name the text: --text_columns"),
         ("text\n", [], "in.csv has no rows"),
-        ("text\na,b\n", [], "in.csv could not be read as .csv"),
-        ("text,text\na,b\n", [], "in.csv has several columns called ['text']"),
+        ("text\na,b\n", [], "Cannot read in.csv as CSV: line 2 has 2 fields, but the first has 1"),
+        ("text,text\na,b\n", [], "Cannot read in.csv as CSV: it has several columns called ['text']"),
         ("text\nfine\n", ["--input", "gone.csv"], "There is no file gone.csv"),
         (
             "text\nfine\n",

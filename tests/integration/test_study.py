@@ -66,7 +66,7 @@ def test_static_masking_takes_no_optimisation_step(study):
 
 
 def test_masked_weights_are_zero_after_training_and_the_others_moved(study, tiny_qwen):
-    run = study / "docstrings" / "influence_tuned" / "seed0"
+    run = study / "docstrings" / "influence+all" / "seed0"
     static = study / "docstrings" / "influence" / "seed0"
     trained = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     assert metrics_of(static)["mask_digest"] == metrics_of(run)["mask_digest"]
@@ -103,12 +103,12 @@ def test_fit_then_validate_gives_the_numbers_of_the_experiment(arm, study, condi
     assert predictions_of(run) == predictions_of(ours)
 
 
-CONTROLS = ("baseline_converged", "influence_highest", "influence_highest_head", "random_matched", "sweep")
+CONTROLS = ("baseline_converged", "influence_highest", "influence_highest+head", "random_matched", "sweep")
 
 
 @pytest.fixture(scope="module")
 def controls(study, study_words, tmp_path_factory) -> Path:
-    """The same experiment, gone on with controls and a sweep."""
+    """The same experiment, continued with controls and a sweep."""
     folder = tmp_path_factory.mktemp("controls")
     shutil.copytree(study.parent, folder / "outputs")
     done = run_influence(*study_words, "--arms", *ARMS, *CONTROLS, cwd=folder)
@@ -118,7 +118,7 @@ def controls(study, study_words, tmp_path_factory) -> Path:
     return folder / "outputs" / study.name
 
 
-@pytest.mark.parametrize("arm", ["baseline_converged", "influence_highest_head", "random_matched"])
+@pytest.mark.parametrize("arm", ["baseline_converged", "influence_highest+head", "random_matched"])
 def test_a_control_by_itself_gives_the_numbers_that_it_has_after_others(
     arm, controls, condition_words, influence, tmp_path
 ):
@@ -134,7 +134,7 @@ def test_a_control_by_itself_gives_the_numbers_that_it_has_after_others(
 def test_masking_arms_of_an_experiment_take_one_gradient(controls):
     records = [
         json.loads((controls / "docstrings" / arm / "seed0" / "metrics.json").read_text())
-        for arm in ("influence_highest", "influence_highest_head", "random_matched")
+        for arm in ("influence_highest", "influence_highest+head", "random_matched")
     ]
     assert [record["gradient_shared"] for record in records] == [False, True, True]
     assert len({record["seconds"]["gradient"] for record in records}) == 1
@@ -188,7 +188,9 @@ def _start(study: Path) -> Path:
     return study / "docstrings" / "baseline" / "seed0" / "start.safetensors"
 
 
-@pytest.mark.parametrize("option", ["data.batch_size=3", *(f"model.micro_batch_size={size}" for size in (1, 7, 50))])
+@pytest.mark.parametrize(
+    "option", ["data.batch_size=3", *(f"model.masking.micro_batch_size={size}" for size in (1, 7, 50))]
+)
 def test_the_mask_does_not_depend_on_how_many_rows_are_taken_at_once(
     option, study, condition_words, influence, tmp_path
 ):
@@ -196,7 +198,7 @@ def test_the_mask_does_not_depend_on_how_many_rows_are_taken_at_once(
         influence("fit", *condition_words("influence", "batches"), f"--{option}", f"--model.start={_start(study)}") == 0
     )
     run = tmp_path / "outputs" / "batches" / "docstrings" / "influence" / "seed0"
-    assert f"{option.partition('.')[2].replace('=', ': ')}\n" in (run / "config.yaml").read_text()
+    assert f"{option.rpartition('.')[2].replace('=', ': ')}\n" in (run / "config.yaml").read_text()
     expected = metrics_of(study / "docstrings" / "influence" / "seed0")["mask_digest"]
     assert Mask.load(run / "mask.safetensors").digest == expected
 

@@ -68,7 +68,7 @@ def test_no_operator_is_missing_on_xla(study):
 
 
 def test_the_mask_is_exact_and_held(study):
-    run = run_folder(study[0], "influence_tuned")
+    run = run_folder(study[0], "influence+all")
     mask = Mask.load(run / "mask.safetensors")
     metrics = metrics_of(run)
     assert mask.num_masked == metrics["masked_parameters"] == metrics["candidate_parameters"] * 5 // 100
@@ -97,7 +97,7 @@ def test_a_killed_fit_goes_on_and_ends_with_the_same_results(study, words, tmp_p
     assert killed.returncode == -signal.SIGKILL
     resumed = run_on_xla(*words, "--arms", "lora", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert "going on from its last checkpoint" in resumed.stdout
+    assert "resuming from its last checkpoint" in resumed.stdout
     assert predictions_of(run_folder(tmp_path, "lora")) == predictions_of(run_folder(study[0], "lora"))
     assert metrics_of(run_folder(tmp_path, "lora")) == metrics_of(run_folder(study[0], "lora"))
 

@@ -12,18 +12,35 @@ from torch.utils.tensorboard import SummaryWriter
 
 from influence_masking import Mask
 from lightning_app.results.files import read_json, write_json, write_parquet
-from lightning_app.results.statistics import evaluate
+from lightning_app.results.predictions import evaluate
 
 ROWS = 1000
 
+ARMS = {
+    "baseline": {"role": "baseline", "starts_from": None, "trains": "head", "color": "#000000"},
+    "baseline_converged": {"role": "baseline", "starts_from": None, "trains": "head"},
+    "influence": {"control": "random_matched", "color": "#D55E00"},
+    "influence+head": {"trains": "head", "color": "#D55E00"},
+    "lora": {"role": "adapter", "trains": "adapter"},
+    "full_ft": {"role": "full", "trains": "all"},
+    "sweep": {"role": "sweep"},
+}
+"""What the configurations of arms say; other arms mask and train nothing."""
+
 
 def write_condition(folder: Path, dataset: str, arm: str, seed: int, accuracy: float, **more) -> Path:
-    """Leaves `metrics.json` of a complete condition; returns its folder."""
+    """Writes `metrics.json` of a complete condition; returns its folder."""
     run = folder / dataset / arm / f"seed{seed}"
     metrics = {
         "dataset": dataset,
         "arm": arm,
         "seed": seed,
+        "role": "mask",
+        "starts_from": "baseline",
+        "control": None,
+        "color": None,
+        "trains": "none",
+        **ARMS.get(arm, {}),
         "backbone": "some/backbone",
         "accuracy": accuracy,
         "macro_f1": accuracy - 0.01,
@@ -51,10 +68,8 @@ def agree(run: Path) -> Path:
     """Makes the metrics of a condition those of its predictions, where both are there; returns its folder."""
     if (run / "predictions.parquet").is_file() and (run / "metrics.json").is_file():
         metrics, table = read_json(run / "metrics.json"), pq.read_table(run / "predictions.parquet").to_pydict()
-        found = evaluate("", "", 0, *(np.array(table[name]) for name in ("row", "label", "logits")))
-        write_json(
-            run / "metrics.json", metrics | {name: found.score(name) for name in ("accuracy", "macro_f1", "nll")}
-        )
+        evaluation = evaluate("", "", 0, *(np.array(table[name]) for name in ("row", "label", "logits")))
+        write_json(run / "metrics.json", metrics | evaluation.metrics)
     return run
 
 
@@ -91,12 +106,12 @@ def write_curves(run: Path, **curves: Mapping[int, float]) -> None:
                 writer.add_scalar(name.replace("__", "/"), value, step)
 
 
-def write_sweep(folder: Path, dataset: str, seed: int = 0, points: int = 3) -> None:
+def write_sweep(folder: Path, dataset: str, seed: int = 0, points: int = 3, arm: str = "sweep") -> None:
     """Leaves a sweep of both tails: fractions 1e-5, 1e-4, ..., predictions of 1,000 times the fraction.
 
     The two smallest masks change the loss half as much as predicted, larger ones raise it.
     """
-    run = write_condition(folder, dataset, "sweep", seed, 0.77)
+    run = write_condition(folder, dataset, arm, seed, 0.77, role="sweep")
     made = [
         {
             "score": "sign_gradient",
@@ -106,13 +121,15 @@ def write_sweep(folder: Path, dataset: str, seed: int = 0, points: int = 3) -> N
             "predicted_change": sign * 10.0 ** (k - 2),
             "measured_change": (sign if k < 2 else 1) * 0.5 * 10.0 ** (k - 2),
             "accuracy": 0.7 - 0.05 * k,
+            "macro_f1": 0.69 - 0.05 * k,
             "nll": 0.5 + 0.1 * k,
+            "ece": 0.1,
             "digest": "d",
         }
         for tail, sign in (("lowest", 1), ("highest", -1))
         for k in range(points)
     ]
-    baseline = {"loss": 0.46, "accuracy": 0.77, "nll": 0.48}
+    baseline = {"loss": 0.46, "accuracy": 0.77, "macro_f1": 0.76, "nll": 0.48, "ece": 0.1}
     write_json(run / "sweep.json", {"split": "dev", "baseline": baseline, "points": made})
 
 

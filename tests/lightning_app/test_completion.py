@@ -53,7 +53,7 @@ def test_bash_completes(typed, completed, script):
 def test_without_the_package_that_writes_scripts_its_extra_is_named(monkeypatch, capsys):
     monkeypatch.setattr("lightning_app.completion.find_spec", lambda name: None)
     assert main(["completion", "bash"]) == 2
-    assert "pip install '.[completion]'" in capsys.readouterr().err
+    assert "pip install -e ./callbacks -e '.[completion]'" in capsys.readouterr().err
 
 
 def test_the_outer_help_loads_nothing_heavy():

@@ -5,8 +5,7 @@ import pytest
 from lightning.pytorch import LightningModule, Trainer
 
 from datamodules import Docstrings
-from modules.classifier import SHARED_FEATURES
-from modules.shared_gradient import SharedGradientMasking
+from modules import Caches
 
 
 @pytest.fixture
@@ -30,11 +29,10 @@ def trainer(tmp_path: Path) -> Callable[..., Trainer]:
     return lambda **options: Trainer(**(quiet | options))
 
 
-@pytest.fixture(autouse=True)
-def nothing_shared() -> None:
-    """Begins each test as a new process would."""
-    SHARED_FEATURES.clear()
-    SharedGradientMasking.forget()
+@pytest.fixture
+def caches() -> Caches:
+    """Those of one process, for modules that share them."""
+    return Caches()
 
 
 @pytest.fixture

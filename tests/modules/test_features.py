@@ -1,8 +1,10 @@
 import pytest
 import torch
 
-from modules import Baseline, FullFineTuning, Influence
-from modules.features import FeatureCache, Features, extract
+from influence_masking import MaskingOptions
+from modules import Baseline, Caches, FullFineTuning, Influence
+from modules.caches import FeatureCache
+from modules.features import Features, extract
 
 
 def fit(module, data, trainer, **options):
@@ -10,9 +12,11 @@ def fit(module, data, trainer, **options):
     return module
 
 
-def baseline(tiny_qwen, seed=0):
+def baseline(tiny_qwen, seed=0, caches=None):
     torch.manual_seed(seed)
-    return Baseline(backbone=tiny_qwen, num_labels=7, learning_rate=1e-2)
+    module = Baseline(backbone=tiny_qwen, num_labels=7, learning_rate=1e-2)
+    module.caches = caches or module.caches
+    return module
 
 
 def test_rows_are_found_in_any_order():
@@ -29,22 +33,24 @@ def test_a_frozen_backbone_encodes_each_row_once_in_all_epochs(tiny_qwen, docstr
 
 
 def test_arms_with_the_same_frozen_backbone_share_what_it_encoded(tiny_qwen, docstrings, trainer, backbone_calls):
-    fit(baseline(tiny_qwen), docstrings(), trainer)
-    second = baseline(tiny_qwen)
+    caches = Caches()
+    fit(baseline(tiny_qwen, caches=caches), docstrings(), trainer)
+    second = baseline(tiny_qwen, caches=caches)
     calls = backbone_calls(second)
     fit(second, docstrings(), trainer)
     assert calls == []
     trainer().validate(second, datamodule=docstrings(), verbose=False)
     assert sum(calls) == 50  # eval, which was not there
-    third = baseline(tiny_qwen)
+    third = baseline(tiny_qwen, caches=caches)
     calls = backbone_calls(third)
     fit(third, docstrings(train_on="head_init"), trainer)
     assert sum(calls) == 50
 
 
 def test_sharing_does_not_change_a_bit(tiny_qwen, docstrings, trainer):
-    alone = fit(baseline(tiny_qwen), docstrings(), trainer)
-    after = fit(baseline(tiny_qwen), docstrings(), trainer)
+    caches = Caches()
+    alone = fit(baseline(tiny_qwen, caches=caches), docstrings(), trainer)
+    after = fit(baseline(tiny_qwen, caches=caches), docstrings(), trainer)
     assert torch.equal(alone.head.weight, after.head.weight)
 
 
@@ -83,10 +89,13 @@ def test_a_part_of_the_rows_is_not_worth_all_of_them(limit, tiny_qwen, docstring
 
 
 def test_masks_have_features_of_their_own(tiny_qwen, docstrings, trainer):
-    heads = []
+    heads, caches = [], Caches()
     for tail in ("lowest", "highest"):
         torch.manual_seed(0)
-        module = Influence(backbone=tiny_qwen, num_labels=7, tail=tail, fraction=0.3, tune="head")
+        module = Influence(
+            backbone=tiny_qwen, num_labels=7, masking=MaskingOptions(0.3, tail=tail, num_samples=None), tune="head"
+        )
+        module.caches = caches
         fit(module, docstrings(), trainer)
         heads.append(module.head.weight)
         trainer().validate(module, datamodule=docstrings(), verbose=False)

@@ -24,7 +24,7 @@ def test_the_api_documentation_builds_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "warn" not in done.stderr.lower()
     pages = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.html")}
-    assert {"modules.html", "datamodules.html", "lightning_app/predict.html", "influence_masking.html"} <= pages
+    assert {"modules.html", "datamodules.html", "lightning_app/deploy/predict.html", "influence_masking.html"} <= pages
     page = (tmp_path / "influence_masking.html").read_text()
     assert re.search(r"<li><strong>fraction:</strong>", page)  # an argument of a Google docstring
 

@@ -17,9 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import TENSORS, Even
 from influence_masking import Mask
 from lightning_app.errors import printable
 from lightning_app.report import write_report
-from lightning_app.report.dashboard import condition_card
 from lightning_app.report.page import no_formula
 from lightning_app.results import markdown
+from lightning_app.results.markdown import condition_card
 from lightning_app.results.records import settings_digest
 
 SCRIPT = "<script>alert(1)<!--"

@@ -94,8 +94,13 @@ OPTIONS = {
         "data.train_size",
     ],
     "lora": ["model.rank", "model.alpha", "model.dropout", "data.max_length", "data.eval_size", "seed_everything"],
-    "influence": ["model.fraction", "model.micro_batch_size", "data.calibration_size", "data.num_workers"],
-    "sweep": ["model.fractions", "model.micro_batch_size", "data.pad_lengths"],
+    "influence": [
+        "model.masking.fraction",
+        "model.masking.micro_batch_size",
+        "data.calibration_size",
+        "data.num_workers",
+    ],
+    "sweep": ["model.fractions", "model.masking.micro_batch_size", "data.pad_lengths"],
 }
 
 
@@ -125,9 +130,9 @@ def test_a_number_out_of_its_range_is_refused(offline, tiny_qwen, data):
         ({"data": None}, "required: fit.data"),
         ({"outputs": None}, "outputs is null"),
         ({"experiment": None}, "--experiment is None, but must be the name of a folder"),
-        ({"seed_everything": None}, 'Parser key "seed_everything"'),
+        ({"seed_everything": None}, "seed_everything is null, but must be "),
         ({"seed_everything": -1}, "seed_everything is -1"),
-        ({"model": {"init_args": {"learning_rate": None}}}, "model.learning_rate is null"),
+        ({"model": {"init_args": {"weight_decay": None}}}, "model.weight_decay is null"),
         ({"data": {"init_args": {"batch_size": None}}}, "data.batch_size is null"),
         (b"\x80", "x.yaml is not a YAML file"),
         (b"[" * 100_000, "x.yaml is not a YAML file"),

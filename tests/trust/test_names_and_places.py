@@ -14,7 +14,7 @@ CLIMBING = ["../../climbed", "/tmp/climbed", "a/b", "a\\b", "C:climbed", "", "."
 
 
 @pytest.mark.parametrize("name", CLIMBING)
-@pytest.mark.parametrize("option", ["--experiment", "--dataset", "--arm"])
+@pytest.mark.parametrize("option", ["--experiment", "--dataset", "--arm.name"])
 def test_a_run_is_not_placed_by_a_name_that_leads_elsewhere(option, name, words, refused, tmp_path):
     before = set(tmp_path.rglob("*"))
     told = refused("fit", *words("baseline", f"{option}={name}"))

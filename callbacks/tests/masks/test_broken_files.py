@@ -12,7 +12,7 @@ import torch
 from models import Classifier, loader, quiet_trainer
 
 from influence_masking import InfluenceMasking, Mask, MaskingError
-from influence_masking.callback import RESULTS
+from influence_masking.making import RESULTS
 
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
@@ -42,7 +42,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def check(path: Path, content: bytes) -> None:
-    """Asserts that a broken file is refused by name or gives the mask of the whole one, which it is afterwards."""
+    """Assert that a broken file is refused by name or gives the mask of the whole one, which it is afterwards."""
     whole, before = Mask.load(path), path.read_bytes()
     path.write_bytes(content)
     found, refusal = load_or_refuse(path)
@@ -140,13 +140,13 @@ def test_a_broken_state_in_a_checkpoint_is_refused_or_gives_its_mask(path: Path,
 @pytest.mark.parametrize(
     "metadata", [{"provenance": "[" * 100_000}, {"shapes": '{"x": [-3, -8]}'}, {"shapes": '{"x": ["3"]}'}]
 )
-def test_metadata_that_a_stranger_made_up_is_refused(metadata: dict, path: Path) -> None:
+def test_forged_metadata_is_refused(metadata: dict, path: Path) -> None:
+    from influence_masking.masks import files
     from influence_masking.masks import mask as masks
-    from influence_masking.masks import tensorfile
 
     known = {"format": masks.FORMAT, "digest": "", "shapes": '{"x": [24]}', "provenance": "{}"} | metadata
     known["checksum"] = masks._checksum(known)
-    tensorfile.write(path, {"x": torch.zeros(3, dtype=torch.uint8)}, known)
+    files.write(path, {"x": torch.zeros(3, dtype=torch.uint8)}, known)
     with pytest.raises(MaskingError, match="damaged"):
         Mask.load(path)
 
@@ -166,6 +166,6 @@ def test_a_payload_in_the_place_of_a_mask_is_not_run(write: Any, tmp_path: Path)
     write(Payload(tmp_path / "executed"), tmp_path / "mask.safetensors")
     masking = InfluenceMasking(targets=["net.0.weight"], mask_path=tmp_path / "mask.safetensors")
     trainer = quiet_trainer(masking)
-    with pytest.raises(MaskingError, match=r"mask\.safetensors as a mask file, found"):
+    with pytest.raises(MaskingError, match=r"mask\.safetensors is damaged or not a mask file"):
         trainer.fit(Classifier(), loader())
     assert not (tmp_path / "executed").exists()

@@ -50,9 +50,9 @@ def outcome(module: nn.Module, before: dict[str, torch.Tensor], callback: Influe
     broken, still = 0, []
     for name, parameter in module.named_parameters():
         selected = callback.mask.flags(name) if name in callback.mask.shapes else torch.zeros(parameter.shape) > 0
-        held = ~selected if callback.action == "train_only" else selected
+        held = ~selected if callback.options.action == "train_only" else selected
         was = before[name].to(parameter.dtype)
-        expected = torch.zeros_like(was) if callback.action == "zero" else was
+        expected = torch.zeros_like(was) if callback.options.action == "zero" else was
         integers = {2: torch.int16, 4: torch.int32}[was.element_size()]
         bits, was_bits, expected_bits = (t.detach().view(integers) for t in (parameter, was, expected))
         broken += int((bits != expected_bits)[held].sum())

@@ -10,7 +10,7 @@ from test_selection import CASES, flags_of, pieces
 from torch import Tensor
 
 from influence_masking import SCORES
-from influence_masking.runtime.processes import Processes
+from influence_masking.runtime.processes import Ranks
 from influence_masking.selection import lowest as selection
 from influence_masking.selection.lowest import Weights, first_order_change, select
 from influence_masking.selection.matching import select_matched
@@ -19,7 +19,7 @@ RANKS = 3
 SIZES = (20_000, 5_001, 40, 2)
 
 
-class Thread(Processes):
+class Thread(Ranks):
     """A rank that meets the others at a barrier, and notes how much it sends them."""
 
     def __init__(self, rank: int, count: int, barrier: threading.Barrier, table: list[Tensor]) -> None:
@@ -62,7 +62,7 @@ def joined(parts: list[Weights], found: list[list[Tensor]]) -> Tensor:
 
 @pytest.mark.parametrize("scope", ["global", "tensor"])
 @pytest.mark.parametrize("case", CASES)
-def test_ranks_select_together_what_one_process_selects_and_tell_each_other_little(
+def test_ranks_select_together_what_one_process_selects_and_communicate_little(
     case: str, scope: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(selection, "SAMPLE", 1000)
@@ -73,7 +73,7 @@ def test_ranks_select_together_what_one_process_selects_and_tell_each_other_litt
         )
         expected = select(parts, k, SCORES["sign_gradient"], tail, scope)
         assert torch.equal(joined(parts, found), flags_of(parts, expected))
-        # a sample, bounded counts and histograms: never the scores of 25,043 weights
+        # a sample and bounded counts: never the scores of 25,043 weights
         assert max(ranks[0].sent) <= 1000 + RANKS * len(SIZES)
 
 

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 from lightning_app.deploy.export.card import write_card
 from lightning_app.deploy.export.mean_pooled import MeanPooledForSequenceClassification
 from lightning_app.deploy.export.model import save_adapter, to_transformers
-from lightning_app.grid.condition import quiet
 from lightning_app.results.files import MASK_FILE, new_folder
-from lightning_app.run.trained_run import FinishedRun
+from lightning_app.run.quiet import quiet
+from lightning_app.run.trained_run import TrainedRun
 from modules import LoRA
 
 ADAPTER_FOLDER = "adapter"
@@ -36,7 +36,7 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
-def export(checkpoint: Path, out: Path, overwrite: bool = False) -> FinishedRun:
+def export(checkpoint: Path, out: Path, overwrite: bool = False) -> TrainedRun:
     """Writes the folder, whole or not at all.
 
     Args:
@@ -51,7 +51,7 @@ def export(checkpoint: Path, out: Path, overwrite: bool = False) -> FinishedRun:
         UsageError: If the folder has something else in it, or the model has no counterpart in transformers.
     """
     with new_folder(out, overwrite, known_by="config.json") as folder:
-        run = FinishedRun(checkpoint)
+        run = TrainedRun(checkpoint)
         model = _save_model(run, folder)
         if (run.folder / MASK_FILE).is_file():
             shutil.copyfile(run.folder / MASK_FILE, folder / MASK_FILE)
@@ -61,7 +61,7 @@ def export(checkpoint: Path, out: Path, overwrite: bool = False) -> FinishedRun:
     return run
 
 
-def _save_model(run: FinishedRun, folder: Path) -> PreTrainedModel:
+def _save_model(run: TrainedRun, folder: Path) -> PreTrainedModel:
     """Saves the adapter, before it is merged; then the model and the tokenizer, which cuts texts as the run did."""
     module, tokenizer = run.model, run.datamodule.tokenizer
     tokenizer.model_max_length = run.datamodule.max_length

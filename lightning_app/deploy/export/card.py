@@ -1,4 +1,4 @@
-"""The model card: which condition a model is, what it scored, and how it is loaded."""
+"""The model card: which condition a model is, its metrics, and how it is loaded."""
 
 from pathlib import Path
 from typing import Any
@@ -9,18 +9,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lightning_app.results import markdown
 from lightning_app.results.files import MASK_FILE, METRICS_FILE, read_json, write_text
-from lightning_app.run.trained_run import FinishedRun
+from lightning_app.results.metrics import METRICS
+from lightning_app.run.trained_run import TrainedRun
 from modules import LoRA
 from modules.backbone import published_name
 
 MEASURED = "best.ckpt"
 """The checkpoint that an evaluation measures."""
 
-SCORES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "nll": "NLL", "ece": "ECE"}
 CHANGES = {"predicted_change": "predicted change", "measured_change": "measured change"}
 
 
-def write_card(run: FinishedRun, folder: Path, prefix: str) -> None:
+def write_card(run: TrainedRun, folder: Path, prefix: str) -> None:
     """Writes `README.md` into the folder of an export; what comes from data or configurations is escaped.
 
     Args:
@@ -41,8 +41,8 @@ def write_card(run: FinishedRun, folder: Path, prefix: str) -> None:
     environment.filters["md"] = markdown.escape
     text = environment.get_template("card.md").render(
         head=_head(run),
-        dataset=run.datamodule.name,
-        arm=run.folder.parent.name,
+        dataset=run.identity.dataset,
+        arm=run.identity.arm.label,
         condition=markdown.table(_condition(run, metrics)),
         results=markdown.table(_results(metrics)) if metrics else "",
         eval_split=run.datamodule.eval_split_name,
@@ -60,21 +60,21 @@ def write_card(run: FinishedRun, folder: Path, prefix: str) -> None:
     write_text(folder / "README.md", text)
 
 
-def _head(run: FinishedRun) -> str:
+def _head(run: TrainedRun) -> str:
     """What model hubs read, as YAML."""
     backbone = published_name(run.model.backbone_name)
     head = {"library_name": "transformers", "pipeline_tag": "text-classification"}
     return yaml.safe_dump(head if Path(backbone).is_dir() else head | {"base_model": backbone}, sort_keys=False).strip()
 
 
-def _condition(run: FinishedRun, metrics: dict[str, Any]) -> pd.DataFrame:
+def _condition(run: TrainedRun, metrics: dict[str, Any]) -> pd.DataFrame:
     asked = vars(run.datamodule.sizes)
     sizes = {
         name: "all" if size is None else f"{size:,}" for name, size in (asked | metrics.get("split_sizes", {})).items()
     }
     facts = {
-        "dataset": run.datamodule.name,
-        "arm": run.folder.parent.name,
+        "dataset": run.identity.dataset,
+        "arm": run.identity.arm.label,
         "seed": str(run.model.seed),
         "backbone": run.model.backbone_name,
         "rows": ", ".join(f"{name} {size}" for name, size in sizes.items()),
@@ -86,7 +86,7 @@ def _condition(run: FinishedRun, metrics: dict[str, Any]) -> pd.DataFrame:
 
 
 def _results(metrics: dict[str, Any]) -> pd.DataFrame:
-    """The scores on eval, and the changes of the training loss by the mask where there is one."""
-    rows = {shown: f"{metrics[name]:.4f}" for name, shown in SCORES.items() if name in metrics}
-    rows |= {shown: f"{metrics[name]:+.4f}" for name, shown in CHANGES.items() if metrics.get(name) is not None}
+    """The metrics on eval, and the changes of the training loss by the mask where there is one."""
+    rows = {metric.title: f"{metrics[name]:.4f}" for name, metric in METRICS.items() if name in metrics}
+    rows |= {title: f"{metrics[name]:+.4f}" for name, title in CHANGES.items() if metrics.get(name) is not None}
     return pd.DataFrame(rows.items(), columns=["measure", "value"])

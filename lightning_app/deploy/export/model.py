@@ -112,7 +112,7 @@ def _model_class(module: Classifier) -> type[PreTrainedModel]:
 
 
 def _head_name(module: Classifier) -> str:
-    return "classifier" if module.pooling == "mean" else "score"
+    return "classifier" if module.pooling == "mean" else module.family.head
 
 
 def _config(module: Classifier, tokenizer: PreTrainedTokenizerBase, label_names: Sequence[str]) -> PretrainedConfig:

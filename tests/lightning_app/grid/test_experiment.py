@@ -1,8 +1,8 @@
 import json
+import re
 
 import pytest
 from filelock import FileLock
-from jsonargparse import ArgumentError
 
 from lightning_app.errors import UsageError
 from lightning_app.grid.condition import CONDITION_FILE, command_line
@@ -36,8 +36,88 @@ def test_the_grid_has_every_condition_with_the_baseline_of_a_dataset_and_seed_fi
     ]
 
 
-def test_the_baseline_is_added_where_it_was_not_asked_for():
-    assert [c.arm for c in conditions_of("--datasets", "sst2", "--arms", "influence")] == ["baseline", "influence"]
+def arm_file(path, role: str, starts_from: str | None = None, **block: str) -> str:
+    """Writes the file of an arm; returns its path."""
+    arm = {"role": role, "starts_from": starts_from, **block}
+    path.write_text(json.dumps({"arm": arm, "model": {"class_path": "modules.Baseline"}}))
+    return str(path)
+
+
+def test_the_arm_that_others_start_from_is_added_before_them(tmp_path):
+    def arms(*words: str) -> list[str]:
+        return [c.arm for c in conditions_of("--datasets", "sst2", "--arms", *words)]
+
+    assert arms("influence", "lora") == ["baseline", "influence", "lora"]
+    assert arms("baseline_converged") == ["baseline_converged"]
+    arm_file(tmp_path / "warm.yaml", "baseline")
+    mine = arm_file(tmp_path / "mine.yaml", "full", "warm")
+    assert arms(mine, "lora") == ["warm", "mine", "baseline", "lora"]
+    with pytest.raises(UsageError, match=r"role full\. Set starts_from to an arm of role baseline"):
+        arms(arm_file(tmp_path / "late.yaml", "full", "mine"))
+    with pytest.raises(UsageError, match="one starts from other starts from one"):
+        arms(arm_file(tmp_path / "one.yaml", "baseline", "other"), arm_file(tmp_path / "other.yaml", "baseline", "one"))
+
+
+def test_an_arm_begins_after_the_one_that_it_starts_from(tmp_path):
+    arm_file(tmp_path / "warm.yaml", "baseline")
+    words = ["--datasets", "sst2", "yelp", "--arms", arm_file(tmp_path / "mine.yaml", "full", "warm"), "lora"]
+    conditions = {str(c): c for c in conditions_of(*words)}
+    mine = conditions["sst2/mine/seed0"]
+    assert [name for name, c in conditions.items() if mine.begins_from(c)] == ["sst2/warm/seed0"]
+    assert mine.start == "sst2/warm/seed0/start.safetensors"
+    assert conditions["sst2/warm/seed0"].start is None
+
+
+def test_an_overlay_is_laid_over_an_arm():
+    condition = conditions_of("--datasets", "sst2", "--arms", "random+head", "--set", "random+head:model.seed=1")[1]
+    assert condition.folder.parts[-2:] == ("random+head", "seed0")
+    assert [path.name for path in condition.configs[-2:]] == ["random.yaml", "head.yaml"]
+    assert "--model.seed=1" in condition.args
+    assert {"--arm.name=random", "--arm.overlay=head"} <= set(command_line(condition))
+
+
+def test_datasets_and_arms_are_called_what_their_files_call_them(tmp_path):
+    (tmp_path / "a.yaml").write_text("dataset: films\ndata: {class_path: datamodules.SST2}\n")
+    (tmp_path / "b.yaml").write_text("data: {class_path: datamodules.SST2}\n")
+    mine = arm_file(tmp_path / "c.yaml", "baseline", name="warm")
+    data = [str(tmp_path / name) for name in ("a.yaml", "b.yaml")]
+    conditions = conditions_of("--datasets", *data, "--arms", mine, f"{mine}+head")
+    assert [str(c) for c in conditions] == [
+        "films/warm/seed0",
+        "films/warm+head/seed0",
+        "b/warm/seed0",
+        "b/warm+head/seed0",
+    ]
+    assert conditions[0].record()["typed"] == {"dataset": data[0], "arm": mine}
+
+
+@pytest.mark.parametrize("what", ["datasets", "arms"])
+def test_two_files_of_one_name_are_refused(what, tmp_path):
+    (tmp_path / "mine.yaml").write_text("dataset: sst2\narm: {name: lora, role: adapter}\n")
+    known = {"datasets": "sst2", "arms": "lora"}
+    words = {"datasets": ["sst2"], "arms": ["lora"]} | {what: [known[what], str(tmp_path / "mine.yaml")]}
+    with pytest.raises(UsageError, match=f"are both called '{known[what]}'. Give one of them another name"):
+        conditions_of("--datasets", *words["datasets"], "--arms", *words["arms"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("influence_tuned", "influence+all"),
+        ("influence_head", "influence+head"),
+        ("random_matched_head", "random_matched+head"),
+    ],
+)
+def test_the_old_name_of_an_arm_is_refused_with_the_new_one(old, new):
+    for words in (["--arms", old], ["--set", f"{old}:model.seed=1"]):
+        with pytest.raises(UsageError, match=re.escape(f"The arm {old!r} is now called {new!r}.")):
+            conditions_of("--datasets", "sst2", *words)
+
+
+@pytest.mark.parametrize("key", ["seed_everything", "dataset", "arm.name", "outputs"])
+def test_what_the_grid_decides_cannot_be_set(key):
+    with pytest.raises(UsageError, match=f"--set {key}=1: an experiment has --datasets"):
+        conditions_of("--datasets", "sst2", "--set", f"{key}=1")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +155,7 @@ def test_settings_of_the_command_line_add_to_those_of_a_config(tmp_path):
 def test_a_config_with_a_name_where_a_list_belongs_is_told(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("datasets: sst2\n")
-    with pytest.raises(ArgumentError, match=r'key "datasets":\s+Expected a <class \'list\'>\. Got value: sst2'):
+    with pytest.raises(UsageError, match=r"datasets is 'sst2', but must be a list\."):
         conditions_of("-c", str(file))
     with pytest.raises(UsageError, match="--seeds is empty"):
         conditions_of("--seeds", "--quick")
@@ -103,11 +183,16 @@ def test_complete_results_of_other_settings_are_not_mixed_in(tmp_path, write):
     write.condition(made.folder.parents[2], "sst2", "baseline", 0, 0.5)
     with pytest.raises(UsageError, match=r"it has no condition\.json, so no experiment made it"):
         check_settings(grid())
-    (made.folder / CONDITION_FILE).write_text(json.dumps({"digest": made.digest(), "settings": made.settings()}))
+    record = made.record()
+    (made.folder / CONDITION_FILE).write_text(json.dumps(record))
 
     check_settings(grid())
-    with pytest.raises(UsageError, match=r"other settings.*data\.train_size=200.*--name, or --overwrite"):
+    with pytest.raises(UsageError, match=r"data\.train_size was not set, now it is 200\. .*--name, or --overwrite"):
         check_settings(grid("--set", "data.train_size=200"))
+    del record["typed"]
+    (made.folder / CONDITION_FILE).write_text(json.dumps(record))
+    with pytest.raises(UsageError, match=r"was made by an earlier version.*--name, or --overwrite"):
+        check_settings(grid())
 
 
 @pytest.mark.parametrize("content", ["", '{"accuracy": 0.5', "[1]", '{"dataset": "sst2"}'])
@@ -126,11 +211,11 @@ def test_two_experiments_do_not_share_a_folder(tmp_path):
         FileLock(tmp_path / "mine" / ".lock"),
         pytest.raises(UsageError, match=r"Another experiment is running in .*mine.*--name"),
     ):
-        main(words)
+        main(words, report=str)
 
 
 def test_a_traceback_that_cannot_be_kept_is_printed_and_costs_nothing(tmp_path, monkeypatch, capsys):
-    def fail(condition, verbose):
+    def fail(condition, caches, verbose):
         raise RuntimeError("the machine is on fire")
 
     monkeypatch.setattr("lightning_app.grid.condition.run_condition", fail)
@@ -141,3 +226,31 @@ def test_a_traceback_that_cannot_be_kept_is_printed_and_costs_nothing(tmp_path, 
     assert len(failures) == len(conditions)
     assert all("on fire" in reason and "could not be written" in reason for reason in failures.values())
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seed", "1"], "There is no option seed. Did you mean seeds?"),
+        (["--seeds", "one"], "seeds is 'one', but must be a whole number."),
+        (["--devices", "0"], "devices"),
+    ],
+)
+def test_a_mistake_in_an_option_is_told_in_one_line(words, message):
+    with pytest.raises(UsageError) as told:
+        conditions_of(*words)
+    assert message in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_a_file_that_describes_no_arm_is_told(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    for content, message in (
+        ("arm: {role: king}", "arm.role is 'king', but must be baseline or mask"),
+        ("arm: {role: mask, colour: red}", "There is no option arm.colour. Did you mean arm.color?"),
+        ("model: {class_path: modules.LoRA}", "arm.role"),
+        ("arm: mine", "`arm: NAME` moved to"),
+    ):
+        mine.write_text(content)
+        with pytest.raises(UsageError, match=re.escape(message)):
+            conditions_of("--datasets", "sst2", "--arms", str(mine))

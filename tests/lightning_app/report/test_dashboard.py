@@ -5,8 +5,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from lightning_app.report import write_report
-from lightning_app.report.dashboard import condition_card
 from lightning_app.results.files import read_json, write_json
+from lightning_app.results.markdown import condition_card
 
 
 def read(run: Path) -> EventAccumulator:

@@ -9,7 +9,7 @@ from lightning_app.report import load_results, write_report
 from lightning_app.report.loading import load_curves, load_sweeps
 from lightning_app.report.masks import find_masks, overlaps, shares, short_names
 from lightning_app.report.tables import show_shares
-from lightning_app.results.files import write_json
+from lightning_app.results.files import read_json, write_json
 
 UP, DOWN = "layers.0.mlp.up.weight", "layers.1.mlp.down.weight"
 
@@ -27,7 +27,7 @@ def masked(tmp_path, write):
     """Arm influence with two seeds and datasets, a copy of its mask, and another mask."""
     write_masked(write, tmp_path, "sst2", "influence", 0, 4, 0)
     write_masked(write, tmp_path, "sst2", "influence", 1, 2, 2)
-    write_masked(write, tmp_path, "sst2", "influence_head", 0, 4, 0)
+    write_masked(write, tmp_path, "sst2", "influence+head", 0, 4, 0)
     write_masked(write, tmp_path, "sst2", "random", 0, 2, 4)
     write_masked(write, tmp_path, "agnews", "influence", 0, 0, 4)
     return tmp_path
@@ -48,7 +48,7 @@ def test_shares_count_by_layer_and_projection(masked):
 
 def test_equal_masks_are_shown_once(masked):
     found = find_masks(load_results(masked))
-    assert "influence_head" not in set(found["arm"])
+    assert "influence+head" not in set(found["arm"])
     assert len(found) == 4
 
 
@@ -57,7 +57,7 @@ def test_overlaps_of_arms_seeds_and_datasets_stand_beside_chance(masked):
     assert found.index.tolist() == [
         ("arms", "sst2", "influence", "random"),
         ("seeds", "sst2", "seed 0", "seed 1"),
-        ("datasets", "", "sst2", "agnews"),
+        ("datasets", "", "agnews", "sst2"),
     ]
     assert found["intersection"].tolist() == [2, 2, 0]
     assert found["jaccard"].tolist() == [2 / 8, 2 / 6, 0.0]
@@ -78,6 +78,18 @@ def test_names_are_cut_to_what_tells_them_apart():
     assert short_names(bert) == ["query", "attention.output.dense", "intermediate.dense", "output.dense"]
 
 
+def test_without_a_control_all_masks_are_compared_between_seeds(masked, write):
+    for file in masked.rglob("metrics.json"):
+        write_json(file, read_json(file) | {"control": None})
+    write_masked(write, masked, "sst2", "random", 1, 2, 4)
+    pairs = overlaps(find_masks(load_results(masked)))
+    between = pairs[pairs["between"] == "seeds"]
+    assert between[["one", "other"]].values.tolist() == [
+        ["influence seed 0", "influence seed 1"],
+        ["random seed 0", "random seed 1"],
+    ]
+
+
 def test_a_sweep_is_a_row_a_mask_beside_the_unmasked_model(tmp_path, write):
     write.sweep(tmp_path, "sst2", seed=3)
     points = load_sweeps(tmp_path)
@@ -95,10 +107,34 @@ def test_the_report_tabulates_every_mask_of_the_sweep(tmp_path, write):
     write_report(tmp_path)
     written = pd.read_csv(tmp_path / "tables" / "sweep.csv")
     pd.testing.assert_frame_equal(written, load_sweeps(tmp_path), check_dtype=False)
-    assert (tmp_path / "figures" / "dose.svg").is_file()
+    assert (tmp_path / "figures" / "fractions.svg").is_file()
 
 
-def test_a_damaged_sweep_is_told_by_its_path(tmp_path):
+def test_every_sweep_arm_is_in_the_table_of_sweeps_and_in_no_table_of_arms(tmp_path, write):
+    write.condition(tmp_path, "sst2", "baseline", 0, 0.7)
+    for arm in ("sweep", "my_sweep"):
+        write.sweep(tmp_path, "sst2", arm=arm)
+    write_report(tmp_path)
+    assert set(pd.read_csv(tmp_path / "tables" / "sweep.csv")["arm"]) == {"sweep", "my_sweep"}
+    assert set(pd.read_csv(tmp_path / "tables" / "arms.csv")["arm"]) == {"baseline"}
+    assert "my_sweep: sign_gradient, lowest" in (tmp_path / "figures" / "fractions.svg").read_text()
+
+
+def test_a_metric_that_a_sweep_did_not_record_is_left_empty(tmp_path, write):
+    write.condition(tmp_path, "sst2", "baseline", 0, 0.7)
+    write.sweep(tmp_path, "sst2")
+    file = tmp_path / "sst2" / "sweep" / "seed0" / "sweep.json"
+    record = read_json(file)
+    for point in record["points"]:
+        del point["nll"]
+    write_json(file, record)
+    write_report(tmp_path)
+    assert load_sweeps(tmp_path)["nll"].isna().all()
+    assert "nan" not in (tmp_path / "report.md").read_text()
+
+
+def test_a_damaged_sweep_is_told_by_its_path(tmp_path, write):
+    write.sweep(tmp_path, "sst2")
     write_json(tmp_path / "sst2" / "sweep" / "seed0" / "sweep.json", {"points": []})
     with pytest.raises(UsageError, match=r"sweep/seed0/sweep\.json has no baseline"):
         load_sweeps(tmp_path)

@@ -67,7 +67,7 @@ def test_a_full_report_has_every_section_and_each_table_and_figure_in_all_its_fo
     assert titles == [
         "Arms by dataset",
         "Differences from the baseline",
-        "Dose and response",
+        "Masks of many sizes",
         "Where the masks lie",
         "What the masks have in common",
         "Learning curves",
@@ -81,7 +81,7 @@ def test_a_full_report_has_every_section_and_each_table_and_figure_in_all_its_fo
         f"{n}.{kind}" for n in tables for kind in ("csv", "tex")
     }
     drawn = [name.removeprefix("figure-") for name in outline.ids if name.startswith("figure-")]
-    assert {"scores", "differences", "predicted", "dose", "mask_0", "overlap_arms", "curves", "costs"} <= set(drawn)
+    assert {"scores", "differences", "predicted", "fractions", "mask_0", "overlap_arms", "costs"} <= set(drawn)
     kinds = ("svg", "pdf", "png")
     assert {path.name for path in (full / "figures").iterdir()} == {f"{n}.{kind}" for n in drawn for kind in kinds}
     assert all(f"(figures/{name}.png)" in page for name in drawn)
@@ -133,8 +133,8 @@ def test_a_verdict_is_on_the_page_and_in_the_terminal(accuracy, verdict, reason,
     assert terminal.endswith(f"Report: {folder / 'report.html'} (and report.md)")
     for name in ("report.html", "report.md"):
         page = (folder / name).read_text()
-        said = f"On sst2 the verdict is that {verdict}: influence scores {100 * accuracy - 70:+.1f} points beside the"
-        assert said in page
+        points = f"{100 * accuracy - 70:+.1f} points"
+        assert f"On sst2 the verdict is that {verdict}: influence scores {points} beside baseline" in page
         assert reason in page
 
 

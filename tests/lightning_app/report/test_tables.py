@@ -1,29 +1,29 @@
-import numpy as np
 import pandas as pd
 import pytest
 
-from lightning_app.report import comparison_table, half_width, load_results, summarise
-from lightning_app.report.names import ARM_ORDER, COLOURS, look
+from lightning_app.report import comparison_table, load_results, summarize
+from lightning_app.report.names import PALETTE, looks
 from lightning_app.report.page import Table
 from lightning_app.report.tables import p_value
 
 
-def test_half_width_is_that_of_students_t_interval():
-    values = pd.Series([0.70, 0.72, 0.77])
-    # t quantile 4.302653 at 2 degrees of freedom, from a printed table
-    assert half_width(values) == pytest.approx(4.302653 * np.std(values, ddof=1) / np.sqrt(3), rel=1e-6)
-    assert np.isnan(half_width(pd.Series([0.7])))
-
-
-def test_seeds_are_averaged_and_rows_follow_the_order_of_the_study(experiment):
-    summary = summarise(load_results(experiment))
+def test_seeds_are_averaged_and_datasets_are_in_alphabetical_order(experiment):
+    summary = summarize(load_results(experiment))
     assert list(zip(summary["dataset"], summary["arm"], summary["seeds"], strict=True)) == [
+        ("agnews", "influence", 1),
         ("sst2", "baseline", 3),
         ("sst2", "lora", 1),
-        ("agnews", "influence", 1),
     ]
-    assert summary["accuracy"].iloc[0] == pytest.approx(0.73)
-    assert summary["total_seconds"].iloc[0] == 3.0
+    assert summary["accuracy"].iloc[1] == pytest.approx(0.73)
+    assert summary["total_seconds"].iloc[1] == 3.0
+
+
+def test_arms_are_ordered_by_role_and_name_and_those_with_a_control_come_first(tmp_path, write):
+    for arm in ("full_ft", "lora", "influence+head", "influence", "abc", "baseline_converged", "baseline"):
+        write.condition(tmp_path, "sst2", arm, 0, 0.7)
+    assert load_results(tmp_path)["arm"].tolist() == [
+        *("baseline", "baseline_converged", "influence", "abc", "influence+head", "lora", "full_ft")
+    ]
 
 
 def test_the_table_shows_intervals_and_both_changes(experiment):
@@ -57,18 +57,26 @@ def test_the_sweep_is_no_arm(tmp_path, write):
     assert load_results(tmp_path)["arm"].tolist() == ["baseline"]
 
 
-def test_each_arm_has_a_colour_of_its_own_and_a_tuned_head_that_of_its_mask():
-    assert len(set(COLOURS.values())) == len(COLOURS)
-    looks = [look(arm) for arm in ARM_ORDER if arm not in ("lora_head", "full_ft_head", "influence_tuned_head")]
-    assert len({(each.colour, each.marker) for each in looks}) >= len(looks) - 1  # baseline_converged_head is none
-    assert look("influence").colour == look("influence_head").colour
-    assert look("influence").marker != look("influence_head").marker
+def looks_of(*records: dict) -> list:
+    defaults = {"role": "mask", "trains": "none", "color": None}
+    return [*looks(pd.DataFrame([defaults | record for record in records])).values()]
 
 
-def test_an_arm_of_the_users_own_always_looks_the_same():
-    assert look("my_arm") == look("my_arm")
-    assert look("my_arm_head").colour == look("my_arm").colour
-    assert look("my_arm").colour not in COLOURS.values()
+def test_an_arm_has_its_own_color_and_keeps_it_when_something_trains_under_its_mask():
+    static, head = looks_of(
+        {"arm": "influence", "color": "#D55E00"}, {"arm": "influence+head", "color": "#D55E00", "trains": "head"}
+    )
+    assert (static.color, head.color) == ("#D55E00", "#D55E00")
+    assert (static.marker, static.line) != (head.marker, head.line)
+
+
+def test_an_arm_without_a_color_gets_one_by_its_name():
+    mine, same, head, typo = looks_of(
+        {"arm": "mine"}, {"arm": "other"}, {"arm": "mine+head", "trains": "head"}, {"arm": "typo", "color": "no color"}
+    )
+    assert mine == looks_of({"arm": "mine"})[0]
+    assert head.color == mine.color
+    assert {mine.color, same.color, typo.color} <= set(PALETTE)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,21 +16,31 @@ from torchmetrics.functional.classification import (
 )
 
 from lightning_app.errors import UsageError
+from lightning_app.results import statistics
 from lightning_app.results.files import read_json, write_json, write_parquet
+from lightning_app.results.influence import jackknife
+from lightning_app.results.metrics import METRICS
+from lightning_app.results.predictions import Evaluation, evaluate, read_evaluation, stored_metrics
 from lightning_app.results.statistics import (
-    METRICS,
-    Evaluation,
     bootstrap_rows,
-    differences,
-    evaluate,
+    half_width,
     holm,
     mcnemar_p,
-    read_evaluation,
     seed_intervals,
     smallest_detectable,
     standard_error,
     tost,
 )
+
+BASELINE = "baseline"
+DECLARED = [("influence", BASELINE), ("influence", "random_matched")]
+
+
+def differences(evaluations: Sequence[Evaluation], **options) -> list[statistics.Difference]:
+    """Of every arm from the baseline, unless `pairs` says otherwise."""
+    arms = dict.fromkeys(evaluation.arm for evaluation in evaluations)
+    options = {"pairs": [(arm, BASELINE) for arm in arms if arm != BASELINE]} | options
+    return statistics.differences(evaluations, **options)
 
 
 def predictions(seed: int, rows: int = 400, classes: int = 4, strength: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -60,16 +71,19 @@ def study(seeds: int = 3, **strengths: float) -> list[Evaluation]:
 def test_every_metric_is_the_mean_of_its_values_and_equals_torchmetrics(classes):
     labels, logits = predictions(1, rows=500, classes=classes)
     evaluation = evaluate("sst2", "baseline", 0, np.arange(500), labels, logits)
+    for name, values in evaluation.values.items():
+        assert values.mean(dtype=np.float64) == pytest.approx(evaluation.metrics[name], abs=1e-6)
     target, scores = torch.tensor(labels), torch.tensor(logits)
     assert list(METRICS) == ["accuracy", "macro_f1", "nll", "ece"]
-    assert evaluation.score("accuracy") == pytest.approx(
+    assert evaluation.metrics["accuracy"] == pytest.approx(
         float(multiclass_accuracy(scores, target, classes, average="micro")), abs=1e-6
     )
-    assert evaluation.score("macro_f1") == pytest.approx(
+    assert evaluation.metrics["macro_f1"] == pytest.approx(
         float(multiclass_f1_score(scores, target, classes, average="macro")), abs=1e-6
     )
-    assert evaluation.score("nll") == pytest.approx(float(torch.nn.functional.cross_entropy(scores, target)), abs=1e-6)
-    assert evaluation.score("ece") == pytest.approx(
+    loss = torch.nn.functional.cross_entropy(scores, target)
+    assert evaluation.metrics["nll"] == pytest.approx(float(loss), abs=1e-6)
+    assert evaluation.metrics["ece"] == pytest.approx(
         float(multiclass_calibration_error(scores.softmax(-1), target, classes, n_bins=15)), abs=1e-6
     )
 
@@ -85,16 +99,38 @@ def test_a_model_that_is_certain_is_in_the_last_bin_of_ece():
     """With three rows rightly 95 % sure, one wrongly certain: |3 * 0.05 - 1| / 4."""
     labels = np.array([0, 0, 0, 1])
     logits = np.array([[np.log(19), 0.0]] * 3 + [[1000.0, 0.0]])
-    assert evaluate("a", "b", 0, np.arange(4), labels, logits).score("ece") == pytest.approx(0.2125)
+    assert evaluate("a", "b", 0, np.arange(4), labels, logits).metrics["ece"] == pytest.approx(0.2125)
+
+
+def test_the_jackknife_of_a_mean_is_its_bootstrap():
+    labels, logits = predictions(3, rows=2000, classes=3)
+    values = evaluate("a", "b", 0, np.arange(2000), labels, logits).values["nll"]
+    unknown = jackknife(np.arange(2000), lambda chosen: float(values[chosen].mean()))
+    drawn = bootstrap_rows([(np.arange(2000), values), (np.arange(2000), unknown)], 1000).std(axis=0)
+    assert drawn[1] == pytest.approx(drawn[0], rel=0.2)  # 100 groups know it to 7 %
+
+
+def test_the_jackknife_of_a_difference_is_that_of_the_difference():
+    evaluations = [condition(arm, 0, rows=2000) for arm in ("baseline", "lora")]
+    known = [evaluation.values["nll"] for evaluation in evaluations]
+    values = [jackknife(np.arange(2000), lambda chosen, own=own: float(own[chosen].mean())) for own in known]
+    drawn = [bootstrap_rows([(np.arange(2000), pair[0] - pair[1])], 1000)[:, 0].std() for pair in (known, values)]
+    assert drawn[1] == pytest.approx(drawn[0], rel=0.2)
+
+
+def test_the_jackknife_of_few_rows_leaves_out_one_after_the_other():
+    rows, values = np.array([5, 9]), np.array([1.0, 3.0])
+    assert jackknife(rows, lambda chosen: float(values[chosen].mean())).tolist() == [1.0, 3.0]
+    assert jackknife(rows[:1], lambda chosen: float(values[:1][chosen].mean())).tolist() == [1.0]
 
 
 @pytest.mark.parametrize("metric", ["macro_f1", "ece"])
-def test_linearised_metrics_have_the_standard_error_of_scoring_each_resample_anew(metric):
+def test_linearized_metrics_have_the_standard_error_of_scoring_each_resample_anew(metric):
     labels, logits = predictions(3, rows=600, classes=3, strength=2.0)
     logits *= 6  # overconfident in every bin: where a bin is nearly calibrated its sign is unsure
 
     def score(rows: np.ndarray) -> float:
-        return evaluate("a", "b", 0, np.arange(len(rows)), labels[rows], logits[rows]).score(metric)
+        return evaluate("a", "b", 0, np.arange(len(rows)), labels[rows], logits[rows]).metrics[metric]
 
     anew = stats.bootstrap((np.arange(600),), score, n_resamples=1000, vectorized=False, rng=0).standard_error
     values = evaluate("a", "b", 0, np.arange(600), labels, logits).values[metric]
@@ -130,13 +166,15 @@ def test_predictions_that_make_no_sense_are_refused():
         (rows, labels.astype(float), logits),
         (rows[:0], labels[:0], logits[:0]),
     ):
-        with pytest.raises(UsageError, match="asked for integer rows"):
+        with pytest.raises(UsageError, match="needs integer rows"):
             evaluate("a", "b", 0, *arguments)
-    with pytest.raises(UsageError, match="3 logits a row, but labels from 0 to 3"):
+    with pytest.raises(UsageError, match="3 logits per row and labels from 0 to 3"):
         evaluate("a", "b", 0, rows, labels, logits[:, :3])
     with pytest.raises(UsageError, match="labels from -1"):
         evaluate("a", "b", 0, rows, labels - 1, logits)
-    with pytest.raises(UsageError, match="row 5 is there more than once"):
+    with pytest.raises(UsageError, match="needs two classes or more"):
+        evaluate("a", "b", 0, rows, np.zeros(400, int), logits[:, :1])
+    with pytest.raises(UsageError, match="row 5 more than once"):
         evaluate("a", "b", 0, np.where(rows == 6, 5, rows), labels, logits)
 
 
@@ -176,14 +214,21 @@ def test_a_conditions_folder_that_is_not_whole_is_refused(tmp_path, write):
 
 def test_predictions_that_do_not_give_the_scores_beside_them_are_refused(tmp_path, write):
     (run,) = write.study(tmp_path, seeds=1, baseline=0.75).glob("*/*/*")
-    for name, value in (("accuracy", 0.751), ("macro_f1", 0.43), ("nll", 0.6), ("split_sizes", {"eval": 999})):
+    wrong = {"accuracy": 0.7502, "macro_f1": 0.43, "nll": 0.6, "ece": 0.9, "split_sizes": {"eval": 999}}
+    for name, value in wrong.items():
         write_json(run / "metrics.json", read_json(run / "metrics.json") | {name: value})
-        with pytest.raises(
-            UsageError, match=r"predictions\.parquet (gives|has 1000 rows).* but metrics\.json beside it"
-        ):
+        with pytest.raises(UsageError, match=r"predictions\.parquet .*(gives|has 1000 rows).* but metrics\.json has"):
             read_evaluation(run)
         write.condition(tmp_path, "sst2", "baseline", 0, 0.75)
-    assert read_evaluation(run).score("accuracy") == 0.75
+    assert read_evaluation(run).metrics["accuracy"] == 0.75
+
+
+def test_a_metric_that_was_not_recorded_comes_from_the_predictions(tmp_path, write):
+    (run,) = write.study(tmp_path, seeds=1, baseline=0.75).glob("*/*/*")
+    metrics = read_json(run / "metrics.json")
+    write_json(run / "metrics.json", {key: value for key, value in metrics.items() if key != "ece"})
+    assert read_evaluation(run).metrics["ece"] == metrics["ece"]
+    assert stored_metrics(run)["ece"] == metrics["ece"]
 
 
 # Means over seeds
@@ -192,12 +237,18 @@ def test_predictions_that_do_not_give_the_scores_beside_them_are_refused(tmp_pat
 def test_the_interval_of_a_mean_over_seeds_is_students_t():
     evaluations = study(baseline=1.0)
     row = seed_intervals(evaluations).set_index("metric").loc["accuracy"]
-    scores = [evaluation.score("accuracy") for evaluation in evaluations]
+    scores = [evaluation.metrics["accuracy"] for evaluation in evaluations]
     assert row["seeds"] == 3
     assert row["mean"] == pytest.approx(np.mean(scores))
     # t quantile 4.302653 at 2 degrees of freedom, from a printed table
     assert row["high"] - row["mean"] == pytest.approx(4.302653 * np.std(scores, ddof=1) / np.sqrt(3), rel=1e-6)
     assert row["mean"] - row["low"] == pytest.approx(row["high"] - row["mean"])
+
+
+def test_half_width_is_that_of_students_t_interval():
+    values = [0.70, 0.72, 0.77]
+    assert half_width(values) == pytest.approx(4.302653 * np.std(values, ddof=1) / np.sqrt(3), rel=1e-6)
+    assert np.isnan(half_width([0.7]))
 
 
 def test_one_seed_has_a_mean_and_no_interval():
@@ -315,7 +366,7 @@ def test_a_difference_is_taken_seed_by_seed_on_the_same_rows():
     baseline, lora = evaluations[:3], evaluations[3:]
     found = {one.metric: one for one in differences(evaluations)}
     for metric in METRICS:
-        expected = [a.score(metric) - b.score(metric) for a, b in zip(lora, baseline, strict=True)]
+        expected = [a.metrics[metric] - b.metrics[metric] for a, b in zip(lora, baseline, strict=True)]
         assert found[metric].by_seed == pytest.approx(expected)
         assert found[metric].estimate == pytest.approx(np.mean(expected))
         assert found[metric].low < found[metric].estimate < found[metric].high
@@ -359,14 +410,10 @@ def test_a_pairs_result_does_not_depend_on_the_other_arms():
     assert among.standard_error == pytest.approx(alone.standard_error, rel=1e-5)
 
 
-def test_by_default_arms_are_compared_with_the_baseline_and_masking_with_its_control():
+def test_the_pairs_that_are_asked_for_are_compared_in_their_order():
     evaluations = study(baseline=1.0, influence=1.0, random_matched=1.0)
-    found = differences(evaluations, metrics=["accuracy"], resamples=2)
-    assert [(one.arm, one.reference) for one in found] == [
-        ("influence", "baseline"),
-        ("random_matched", "baseline"),
-        ("influence", "random_matched"),
-    ]
+    compared = differences(evaluations, pairs=DECLARED, metrics=["accuracy"], resamples=2)
+    assert [(each.arm, each.reference) for each in compared] == DECLARED
     assert differences(study(baseline=1.0)) == []
 
 
@@ -386,9 +433,9 @@ def test_seeds_that_only_one_arm_has_are_left_out_and_named():
 
 
 def test_what_cannot_be_compared_is_refused():
-    with pytest.raises(UsageError, match="asked for lora minus baseline, found no baseline, only lora"):
+    with pytest.raises(UsageError, match="sst2 has no baseline for the difference lora minus baseline, only lora"):
         differences(study(lora=1.0))
-    with pytest.raises(UsageError, match="found no full_ft"):
+    with pytest.raises(UsageError, match="has no full_ft"):
         differences(study(baseline=1.0), pairs=[("full_ft", "baseline")])
     with pytest.raises(UsageError, match=r"lora has the seeds \[1\] and baseline the seeds \[0\], none in common"):
         differences([condition("baseline", 0), condition("lora", 1)])
@@ -397,9 +444,9 @@ def test_what_cannot_be_compared_is_refused():
     lora = condition("lora", 0)
     with pytest.raises(UsageError, match="400 rows differ"):
         differences([condition("baseline", 0), replace(lora, labels=lora.labels + 1)])
-    with pytest.raises(UsageError, match="sst2/lora/seed0 is there twice"):
+    with pytest.raises(UsageError, match="sst2/lora/seed0 is given twice"):
         differences([lora, lora])
-    with pytest.raises(UsageError, match="is there twice"):
+    with pytest.raises(UsageError, match="is given twice"):
         seed_intervals([lora, lora])
     with pytest.raises(UsageError, match="Unknown metric 'f1'"):
         differences(study(baseline=1.0, lora=1.0), metrics=["f1"])
@@ -436,14 +483,16 @@ def test_holms_correction_agrees_with_a_published_example():
     p_values, corrected = [0.50, 0.003, 0.32, 0.054, 0.0003], [0.64, 0.012, 0.64, 0.162, 0.0015]
     one = differences(study(baseline=1.0, influence=1.5), metrics=["accuracy"], resamples=2)[0]
     family = [replace(one, dataset=f"d{index}", p_value=p, mcnemar=(p,)) for index, p in enumerate(p_values)]
-    result = holm(family)
+    result = holm(family, lambda each: True)
     assert [one.p_holm for one in result] == pytest.approx(corrected)
     assert [one.mcnemar_holm[0] for one in result] == pytest.approx(corrected)
 
 
 def test_only_the_declared_family_is_corrected():
-    found = differences(study(baseline=1.0, influence=1.2, random_matched=1.1, lora=1.3), resamples=50)
-    corrected = holm(found)
+    evaluations = study(baseline=1.0, influence=1.2, random_matched=1.1, lora=1.3)
+    pairs = [*DECLARED, ("lora", BASELINE)]
+    found = differences(evaluations, pairs=pairs, declared=DECLARED, resamples=50)
+    corrected = holm(found, lambda each: each.declared)
     inside = [one for one in corrected if not np.isnan(one.p_holm)]
     assert [(one.arm, one.reference, one.metric) for one in inside] == [
         ("influence", "baseline", "accuracy"),
@@ -455,7 +504,7 @@ def test_only_the_declared_family_is_corrected():
         for one in found
         if (one.arm, one.reference, one.metric) not in {(one.arm, one.reference, one.metric) for one in inside}
     ]
-    assert holm(found, family=[("full_ft", "baseline")]) == found
+    assert holm(found, lambda each: False) == found
 
 
 def test_equivalence_agrees_with_published_examples():

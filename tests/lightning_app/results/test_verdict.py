@@ -3,10 +3,13 @@ import re
 import numpy as np
 import pytest
 
-from lightning_app.errors import UsageError
-from lightning_app.results.statistics import Evaluation, Verdict, differences, evaluate, verdicts
+from lightning_app.results import statistics, verdict
+from lightning_app.results.predictions import Evaluation, evaluate
+from lightning_app.results.statistics import Difference, holm
+from lightning_app.results.verdict import Verdict
 
 ROWS = 3000
+CLAIM = (("influence", "baseline"), ("influence", "random_matched"))
 
 
 def evaluation(
@@ -31,50 +34,55 @@ def study(seeds: int = 5, own: float = 0.1, rows: int = ROWS, dataset: str = "ss
     ]
 
 
+def differences(evaluations: list[Evaluation], resamples: int = 2000) -> list[Difference]:
+    """Those of the claim, dataset by dataset, with Holm's correction over all of them."""
+    found = statistics.differences(evaluations, CLAIM, CLAIM, ["accuracy"], resamples)
+    return holm(found, lambda each: each.declared)
+
+
 def verdict_on(evaluations: list[Evaluation], resamples: int = 500) -> Verdict:
-    (verdict,) = verdicts(differences(evaluations, metrics=["accuracy"], resamples=resamples))
-    return verdict
+    return verdict.verdict(*differences(evaluations, resamples))
 
 
 def test_masking_that_beats_the_baseline_and_random_weights_helps():
-    verdict = verdict_on(study(baseline=0.70, random_matched=0.70, influence=0.75))
-    assert verdict.outcome == "helps"
-    assert verdict.baseline.estimate == pytest.approx(0.05, abs=0.02)
-    assert verdict.baseline.reference == "baseline"
-    assert verdict.control.reference == "random_matched"
-    assert verdict.baseline.p_holm < 0.05
-    assert verdict.control.p_holm < 0.05
-    figure = f"{100 * verdict.baseline.estimate:+.2f} points, 95 % interval {100 * verdict.baseline.low:+.2f} to"
-    assert verdict.reason.startswith(f"influence beats both baseline ({figure}")
-    assert "but by less" not in verdict.reason
+    judged = verdict_on(study(baseline=0.70, random_matched=0.70, influence=0.75))
+    assert judged.outcome == "helps"
+    assert judged.reference.estimate == pytest.approx(0.05, abs=0.02)
+    assert judged.reference.reference == "baseline"
+    assert judged.control.reference == "random_matched"
+    assert judged.reference.p_holm < 0.05
+    assert judged.control.p_holm < 0.05
+    figure = f"{100 * judged.reference.estimate:+.2f} points, 95 % interval {100 * judged.reference.low:+.2f} to"
+    assert judged.reason.startswith(f"influence beats both baseline ({figure}")
+    assert "but by less" not in judged.reason
 
 
 def test_masking_that_is_worse_than_the_baseline_hurts():
-    verdict = verdict_on(study(baseline=0.70, random_matched=0.60, influence=0.66))
-    assert verdict.outcome == "hurts"
-    assert verdict.reason.startswith("influence is worse than baseline (-3.49 points")
+    judged = verdict_on(study(baseline=0.70, random_matched=0.60, influence=0.66))
+    assert judged.outcome == "hurts"
+    assert judged.reason.startswith("influence is worse than baseline (-3.49 points")
 
 
 def test_masking_that_changes_little_makes_no_difference():
-    verdict = verdict_on(study(own=0.02, baseline=0.70, random_matched=0.65, influence=0.70))
-    assert verdict.outcome == "no difference"
-    assert verdict.reason.startswith("influence differs by less than the margin of 1.00 points from baseline")
+    judged = verdict_on(study(own=0.02, baseline=0.70, random_matched=0.65, influence=0.70))
+    assert judged.outcome == "no difference"
+    assert judged.reason.startswith("influence differs by less than the margin of 1.00 points from baseline")
 
 
 def test_a_study_that_is_too_small_cannot_tell():
-    verdict = verdict_on(study(rows=200, own=0.5, baseline=0.70, random_matched=0.70, influence=0.72))
-    assert verdict.outcome == "cannot tell"
-    assert "between influence and baseline" in verdict.reason
-    assert f"only differences of {100 * verdict.baseline.smallest_detectable:.1f} points or more" in verdict.reason
-    assert verdict.baseline.smallest_detectable > 0.02
+    judged = verdict_on(study(rows=200, own=0.5, baseline=0.70, random_matched=0.70, influence=0.72))
+    assert judged.outcome == "cannot tell"
+    assert "between influence and baseline" in judged.reason
+    assert f"only differences of {100 * judged.reference.smallest_detectable:.1f} points or more" in judged.reason
+    assert judged.reference.smallest_detectable > 0.02
 
 
 def test_masking_that_gains_what_random_weights_gain_makes_no_difference():
-    verdict = verdict_on(study(own=0.02, baseline=0.70, random_matched=0.75, influence=0.75))
-    assert verdict.outcome == "no difference"
-    assert verdict.baseline.p_holm < 0.05
+    judged = verdict_on(study(own=0.02, baseline=0.70, random_matched=0.75, influence=0.75))
+    assert judged.outcome == "no difference"
+    assert judged.reference.p_holm < 0.05
     assert re.match(
-        r"influence beats baseline \(.*\), but random_matched \(.*\) by less than the margin", verdict.reason
+        r"influence beats baseline \(.*\), but random_matched \(.*\) by less than the margin", judged.reason
     )
 
 
@@ -83,32 +91,32 @@ def test_masking_that_gains_less_than_random_weights_does_not_help():
 
 
 def test_masking_that_may_or_may_not_beat_random_weights_cannot_tell():
-    verdict = verdict_on(study(rows=400, own=0.3, baseline=0.50, random_matched=0.77, influence=0.79))
-    assert verdict.outcome == "cannot tell"
-    assert verdict.baseline.p_holm < 0.05
-    assert "between influence and random_matched" in verdict.reason
+    judged = verdict_on(study(rows=400, own=0.3, baseline=0.50, random_matched=0.77, influence=0.79))
+    assert judged.outcome == "cannot tell"
+    assert judged.reference.p_holm < 0.05
+    assert "between influence and random_matched" in judged.reason
 
 
 @pytest.mark.parametrize("random_matched", [0.50, 0.95])
 def test_masking_that_may_or_may_not_beat_the_baseline_cannot_tell_whatever_random_weights_do(random_matched):
-    verdict = verdict_on(study(rows=400, own=0.3, baseline=0.77, random_matched=random_matched, influence=0.79))
-    assert verdict.outcome == "cannot tell"
-    assert "between influence and baseline" in verdict.reason
+    judged = verdict_on(study(rows=400, own=0.3, baseline=0.77, random_matched=random_matched, influence=0.79))
+    assert judged.outcome == "cannot tell"
+    assert "between influence and baseline" in judged.reason
 
 
 def test_a_small_gain_that_is_shown_helps_and_a_small_loss_hurts_and_both_are_called_small():
     gain = verdict_on(study(rows=20_000, own=0.005, baseline=0.700, random_matched=0.700, influence=0.705))
     loss = verdict_on(study(rows=20_000, own=0.005, baseline=0.700, random_matched=0.700, influence=0.695))
     assert (gain.outcome, loss.outcome) == ("helps", "hurts")
-    for verdict in (gain, loss):
-        assert verdict.reason.endswith("but by less than the margin of 1.00 points.")
+    for judged in (gain, loss):
+        assert judged.reason.endswith("but by less than the margin of 1.00 points.")
 
 
 def test_with_one_seed_the_verdict_is_on_the_rows_and_says_so():
     arms = {"baseline": 0.70, "random_matched": 0.70, "influence": 0.76}
-    verdict = verdict_on(study(seeds=1, **arms))
-    assert verdict.outcome == "helps"
-    assert verdict.reason.endswith("; with one seed this speaks of other rows, not of other seeds.")
+    judged = verdict_on(study(seeds=1, **arms))
+    assert judged.outcome == "helps"
+    assert judged.reason.endswith("; with one seed this holds for other rows, not for other seeds.")
     assert "one seed" not in verdict_on(study(seeds=2, **arms)).reason
     without = [one for one in study(**arms) if one.arm != "random_matched" or one.seed == 3]
     assert "with one seed" in verdict_on(without).reason
@@ -121,27 +129,13 @@ def test_every_dataset_has_a_verdict_and_all_are_one_family():
         for one in study(dataset=name, rows=300, own=0.5, baseline=0.7, random_matched=0.7, influence=0.71)
     ]
     gain = study(rows=1500, own=0.15, baseline=0.70, random_matched=0.66, influence=0.725, draw=1)
-    alone = verdicts(differences(gain))
-    family = verdicts(differences(gain + unclear))
-    assert [verdict.dataset for verdict in family] == ["sst2", "agnews", "dbpedia", "yelp"]
-    assert alone[0].baseline.p_value == family[0].baseline.p_value
-    assert alone[0].baseline.p_holm < 0.05 < family[0].baseline.p_holm
-    assert (alone[0].outcome, family[0].outcome) == ("helps", "cannot tell")
-
-
-def test_another_masking_arm_has_its_own_family():
-    evaluations = study(baseline=0.70, random_matched=0.70, taylor_highest=0.76, influence=0.60)
-    family = (("taylor_highest", "baseline"), ("taylor_highest", "random_matched"))
-    (verdict,) = verdicts(differences(evaluations, pairs=family), family)
-    assert (verdict.arm, verdict.outcome) == ("taylor_highest", "helps")
-
-
-def test_a_verdict_without_the_control_is_refused():
-    with pytest.raises(UsageError, match="on sst2 needs the accuracy of influence minus random_matched"):
-        verdict_on(study(baseline=0.70, influence=0.75))
-    found = differences(study(baseline=0.70, random_matched=0.70, influence=0.75), metrics=["nll"], resamples=2)
-    with pytest.raises(UsageError, match="on sst2 needs the accuracy of influence minus baseline"):
-        verdicts(found)
+    alone = verdict_on(gain, 2000)
+    compared = differences(gain + unclear)
+    family = [verdict.verdict(*compared[place : place + 2]) for place in range(0, 8, 2)]
+    assert [judged.dataset for judged in family] == ["sst2", "agnews", "dbpedia", "yelp"]
+    assert alone.reference.p_value == family[0].reference.p_value
+    assert alone.reference.p_holm < 0.05 < family[0].reference.p_holm
+    assert (alone.outcome, family[0].outcome) == ("helps", "cannot tell")
 
 
 def test_masking_that_does_nothing_is_hardly_ever_said_to_help_or_to_hurt(monkeypatch):

@@ -1,0 +1,191 @@
+"""The registry of metrics, which records, statistics, tables, figures, dashboards and cards iterate over.
+
+Metrics are computed only here, from predictions. torch is imported where it is used: the process that starts others
+reads records, but must not load it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf, isinf
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lightning_app.results import influence
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is measured, and how it is shown.
+
+    Attributes:
+        name: Its key in records, logs and tables of numbers.
+        title: Its name in prose, tables and figures.
+        unit: In which it is shown: `%`, a name such as `nats`, or nothing.
+        scale: What a value is multiplied by to be shown in this unit.
+        decimals: Digits after the point in tables.
+        higher_is_better: Which way is better.
+        function: From labels [rows] and logits [rows, classes] to a scalar.
+        influence: From labels [rows] and log-probabilities [rows, classes] to one value per row: the metric plus the
+            row's first-order effect on it. The standard errors of differences come from these; without it they come
+            from a jackknife of `function`.
+        is_proportion: Whether `influence` gives 1 for each row that is right and 0 for each other: McNemar's test
+            applies.
+        low: The smallest possible value.
+        high: The largest. NaN is accepted where it is infinite: models diverge.
+        in_tables: Whether the table of arms and the dashboard show it.
+        in_figures: Whether the figure of the arms' scores shows it.
+        in_sweeps: Whether the table and the figure of a sweep show it.
+    """
+
+    name: str
+    title: str
+    unit: str
+    scale: float
+    decimals: int
+    higher_is_better: bool
+    function: Callable[["Tensor", "Tensor"], "Tensor"]
+    influence: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    is_proportion: bool = False
+    low: float = -inf
+    high: float = inf
+    in_tables: bool = True
+    in_figures: bool = True
+    in_sweeps: bool = True
+
+    @property
+    def heading(self) -> str:
+        """The title with the unit, for the columns of tables."""
+        return f"{self.title} %" if self.unit == "%" else self.title
+
+    @property
+    def axis(self) -> str:
+        """The title with the unit, for the axes of figures."""
+        return ", ".join(filter(None, (self.title, self.unit)))
+
+    @property
+    def difference_unit(self) -> str:
+        """The unit of a difference: differences of percentages are in points."""
+        return "points" if self.unit == "%" else self.unit
+
+    @property
+    def mode(self) -> str:
+        """Which way is better, as early stopping and checkpoints take it."""
+        return "max" if self.higher_is_better else "min"
+
+    def admits(self, value: float) -> bool:
+        """Whether a value is possible."""
+        return self.low <= value <= self.high or (value != value and isinf(self.high))
+
+    def show(self, value: float) -> str:
+        """The value in words, without its unit; nothing for a value that was not recorded."""
+        return "" if np.isnan(value) else f"{self.scale * value:.{self.decimals}f}"
+
+    def describe(self, value: float) -> str:
+        """The value as a phrase: `accuracy 74.0%`, `NLL 0.512 nats`."""
+        return f"{self.title} {self.show(value)} {self.unit}".rstrip().replace(" %", "%")
+
+
+def accuracy(labels: "Tensor", logits: "Tensor") -> "Tensor":
+    """Share of the rows whose largest logit is that of the label."""
+    from torchmetrics.functional.classification import multiclass_accuracy
+
+    return multiclass_accuracy(logits, labels, logits.shape[1], average="micro")
+
+
+def macro_f1(labels: "Tensor", logits: "Tensor") -> "Tensor":
+    """Mean of the classes' F1; classes that are neither a label nor predicted do not count."""
+    from torchmetrics.functional.classification import multiclass_f1_score
+
+    return multiclass_f1_score(logits, labels, logits.shape[1], average="macro")
+
+
+def nll(labels: "Tensor", logits: "Tensor") -> "Tensor":
+    """Mean negative log-likelihood of the labels, in nats."""
+    from torch.nn.functional import cross_entropy
+
+    return cross_entropy(logits, labels)
+
+
+def ece(labels: "Tensor", logits: "Tensor") -> "Tensor":
+    """Expected calibration error: 15 bins of equal width, l1 norm (Guo et al., 2017, equation 3)."""
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    # torchmetrics would give confidences of exactly 1 a bin of their own, beyond the last
+    probabilities = logits.softmax(-1).clamp(max=1 - 2**-24)
+    return multiclass_calibration_error(probabilities, labels, logits.shape[1], n_bins=influence.ECE_BINS)
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            name="accuracy",
+            title="accuracy",
+            unit="%",
+            scale=100,
+            decimals=1,
+            higher_is_better=True,
+            function=accuracy,
+            influence=influence.row_accuracy,
+            is_proportion=True,
+            low=0,
+            high=1,
+        ),
+        Metric(
+            name="macro_f1",
+            title="macro-F1",
+            unit="%",
+            scale=100,
+            decimals=1,
+            higher_is_better=True,
+            function=macro_f1,
+            influence=influence.row_macro_f1,
+            low=0,
+            high=1,
+            in_sweeps=False,
+        ),
+        Metric(
+            name="nll",
+            title="NLL",
+            unit="nats",
+            scale=1,
+            decimals=3,
+            higher_is_better=False,
+            function=nll,
+            influence=influence.row_nll,
+            low=0,
+            in_figures=False,
+        ),
+        Metric(
+            name="ece",
+            title="ECE",
+            unit="%",
+            scale=100,
+            decimals=1,
+            higher_is_better=False,
+            function=ece,
+            influence=influence.row_ece,
+            low=0,
+            in_tables=False,
+            in_figures=False,
+            in_sweeps=False,
+        ),
+    )
+}
+HEADLINE = "accuracy"
+"""The metric of verdicts, early stopping and most figures."""
+
+
+def compute_metrics(labels: "Tensor", logits: "Tensor") -> dict[str, float]:
+    """Every metric of the registry.
+
+    Args:
+        labels: Classes [rows], from 0.
+        logits: [rows, classes], two classes or more; taken as float32, in which they are computed.
+    """
+    logits = logits.float()
+    return {name: float(metric.function(labels, logits)) for name, metric in METRICS.items()}

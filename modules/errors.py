@@ -1,0 +1,25 @@
+"""Errors of the modules that a user can mend; `is_user_error` has the application print them without a traceback."""
+
+
+class OptionError(ValueError):
+    """An option of an arm is out of its range."""
+
+    is_user_error = True
+
+
+class BackboneError(ValueError):
+    """A backbone cannot be loaded, or an arm cannot be built on it."""
+
+    is_user_error = True
+
+
+class StartError(ValueError):
+    """A baseline start is missing or does not fit the model or the data."""
+
+    is_user_error = True
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is damaged, belongs to another condition, or cannot be resumed."""
+
+    is_user_error = True

@@ -1,0 +1,95 @@
+"""The masking callback of the arms: options that fit a condition, and one gradient for arms that share a start."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from influence_masking import Calibration, InfluenceMasking, MaskingOptions, MeanGradient
+from modules.caches import GradientCache
+from modules.errors import OptionError
+
+DEFAULT_OPTIONS = MaskingOptions(num_samples=None)
+"""The gradient is taken over all rows that the datamodule gives: its `calibration_size`."""
+
+SET_ELSEWHERE = {
+    "targets": "model.targets",
+    "seed": "seed_everything",
+    "num_samples": "data.calibration_size",
+    "action": "the arm itself, which sets masked weights to zero",
+}
+"""Options that a condition decides by another key."""
+
+
+def masking_of(options: MaskingOptions, seed: int) -> "SharedGradientMasking":
+    """Return the callback of an arm.
+
+    Args:
+        options: The arm's options.
+        seed: Seed of the condition.
+
+    Raises:
+        OptionError: If an option is set that a condition decides by another key.
+    """
+    for name, instead in SET_ELSEWHERE.items():
+        value, default = getattr(options, name), getattr(DEFAULT_OPTIONS, name)
+        if value != default:
+            raise OptionError(f"model.masking.{name} is {value!r}, but is decided by {instead}. Leave it out.")
+    return SharedGradientMasking.from_options(replace(options, seed=seed))
+
+
+def mask_identity(options: MaskingOptions) -> dict[str, Any]:
+    """Return the options that decide which weights are masked, as JSON values, for the identity of a checkpoint."""
+    known = {field.name for field in fields(MaskingOptions)} - SET_ELSEWHERE.keys()
+    return {name: value for name, value in options.as_record().items() if name in known}
+
+
+class SharedGradientMasking(InfluenceMasking):
+    """Mask as `InfluenceMasking` does, with the gradient of the module's cache where it holds the one that is needed.
+
+    Arms that differ in score, tail or what they train afterwards start from one gradient.
+
+    Attributes:
+        gradient_shared: Whether an earlier arm had taken the gradient.
+        gradient_seconds: Seconds that the gradient took, now or earlier; None before it is taken.
+    """
+
+    gradient_shared = False
+    gradient_seconds: float | None = None
+
+    def take_gradient(
+        self, module: LightningModule, candidates: Mapping[str, nn.Parameter], calibration: Calibration
+    ) -> MeanGradient:
+        """Return the gradient of the cache, or a new one."""
+        gradients: GradientCache = module.caches.gradients  # type: ignore[union-attr, assignment]
+        key = gradient_key(module, candidates, calibration)
+        self.gradient_shared = key in gradients
+        take = super().take_gradient
+        gradient, self.gradient_seconds = gradients.get(key, lambda: take(module, candidates, calibration))
+        return gradient
+
+
+def gradient_key(module: Any, candidates: Mapping[str, nn.Parameter], calibration: Calibration) -> str:
+    """Return a SHA-256 of all that a gradient depends on: weights, samples in their groups, and arithmetic.
+
+    Args:
+        module: A classifier of the study.
+        candidates: Parameters that the gradient is taken for.
+        calibration: What it is taken over.
+    """
+    first = next(iter(candidates.values()))
+    arithmetic = (module.trainer.precision, first.device, first.dtype, module.compiled)
+    groups = (calibration.micro_batch_size, calibration.processes.count)
+    digest = hashlib.sha256(f"{module.backbone_fingerprint} {arithmetic} {groups} {list(candidates)}".encode())
+    tensors = [*module.head.parameters(), *(tensor for batch in calibration.batches for tensor in batch.data.values())]
+    for tensor in tensors:
+        digest.update(f"{tuple(tensor.shape)}".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().numpy().tobytes()
