@@ -22,7 +22,7 @@ def find_masks(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def informed(results: pd.DataFrame) -> pd.DataFrame:
-    """The conditions whose masks are compared over seeds: of arms with a control, or of all masking arms if none has."""
+    """The conditions whose masks are compared over seeds: of arms with a control, else of all arms that mask."""
     with_control = results[results["control"].notna()]
     return with_control if len(with_control) else results[results["role"] == "mask"]
 
