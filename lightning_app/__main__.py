@@ -27,7 +27,7 @@ OTHER_COMMANDS = {
 }
 RESUMES = {
     "experiment": "Run the same command to resume.",
-    "fit": "To resume, run the same command with --ckpt_path=RUN/checkpoints/last.ckpt.",
+    "fit": "Run the same command with --ckpt_path=RUN/checkpoints/last.ckpt, if it is there, to resume.",
 }
 """What to do after a signal; other commands keep nothing and start again."""
 COMMANDS = dict.fromkeys(LIGHTNING_COMMANDS, "lightning_app.run.cli") | {

@@ -30,7 +30,7 @@ def test_a_command_that_is_stopped_says_what_is_left_and_how_it_resumes(error, n
     assert told.startswith(f"influence {command}: stopped by {number.name}; nothing that was complete is lost. ")
     end = {
         "experiment": "Run the same command to resume.\n",
-        "fit": "To resume, run the same command with --ckpt_path=RUN/checkpoints/last.ckpt.\n",
+        "fit": "Run the same command with --ckpt_path=RUN/checkpoints/last.ckpt, if it is there, to resume.\n",
     }
     assert told.endswith(end.get(command, "Run the same command to start again.\n"))
 
