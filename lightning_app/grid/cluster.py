@@ -255,7 +255,7 @@ class Storage:
             for path in sorted(self._try("find", source), key=lambda path: path.endswith(METRICS_FILE)):
                 parts = PurePosixPath(path.removeprefix(source).lstrip("/")).parts
                 if ".." in parts:
-                    raise UsageError(f"--storage has a file {path!r}, which leads out of its folder. Delete it there.")
+                    raise UsageError(f"--storage has a file {path!r}, which leads out of its folder. Rename it there.")
                 local = target.joinpath(*parts)
                 if "checkpoints" not in parts and kept.isdisjoint(local.parents):
                     make_folder(local.parent)
