@@ -11,7 +11,7 @@ from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from torch import Tensor
 
 from modules.errors import CheckpointError
-from modules.start import FOLDER, MASK, START, kind_of_file
+from modules.start import KIND_FOLDER, KIND_MASK, KIND_START, kind_of_file
 
 FIELDS = {
     "state_dict": dict,
@@ -59,9 +59,13 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
 def wrong_kind(path: Path) -> str | None:
     """Says what a path is, and what to give, where it is that of something else than a checkpoint."""
     kind = kind_of_file(path)
-    if kind == FOLDER:
+    if kind == KIND_FOLDER:
         return f"{path} is a folder. Give a checkpoint in it, such as {path / 'checkpoints' / 'best.ckpt'}."
-    return f"{path} is {kind}. Give a checkpoint: <run>/checkpoints/best.ckpt." if kind in (START, MASK) else None
+    return (
+        f"{path} is {kind}. Give a checkpoint: <run>/checkpoints/best.ckpt."
+        if kind in (KIND_START, KIND_MASK)
+        else None
+    )
 
 
 def _check_archive(path: Path) -> None:

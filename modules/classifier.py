@@ -97,7 +97,7 @@ class Classifier(LightningModule):
             compile_layers(self.backbone)
 
     def _new_head(self, width: int, config: PretrainedConfig) -> nn.Linear:
-        """As transformers initialises a classification head: normal, 0.02 wide unless the configuration says else."""
+        """New head, initialized as in transformers: normal with the config's `initializer_range`, or 0.02."""
         head = nn.Linear(width, self.num_labels, bias=self.pooling == "mean")
         nn.init.normal_(head.weight, std=getattr(config, "initializer_range", 0.02))
         if head.bias is not None:
@@ -125,7 +125,7 @@ class Classifier(LightningModule):
         return self
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """One vector a text, `[batch, hidden]`, from right-padded `[batch, tokens]` ids and mask."""
+        """One vector per text, `[batch, hidden]`, from right-padded `[batch, tokens]` ids and mask."""
         seen = visible(attention_mask, self.family.causal)
         hidden = self.backbone(input_ids=input_ids, attention_mask=seen).last_hidden_state
         return pool(hidden, attention_mask, self.pooling)
@@ -141,7 +141,7 @@ class Classifier(LightningModule):
         return self.head(features.of(batch["row"])).float()
 
     def setup(self, stage: str) -> None:
-        """Forgets the features of an earlier run: weights may have changed."""
+        """Forget the features of an earlier run: weights may have changed."""
         self._train_features = self._eval_features = None
         if stage == "fit" and not any(parameter.requires_grad for parameter in self.parameters()):
             # DistributedDataParallel refuses a module without gradients, and there are none for it to average
@@ -161,12 +161,12 @@ class Classifier(LightningModule):
         self.on_validation_start()
 
     def backbone_state(self) -> str:
-        """Tells apart the weights of frozen backbones."""
+        """Cache key of the backbone's weights."""
         return self.backbone_fingerprint
 
     @property
     def _datamodule(self) -> Any:
-        """The trainer's, where it is one of the study's; None where other data are used."""
+        """The Trainer's datamodule if it is a `TextDataModule`, otherwise None."""
         datamodule = getattr(self._trainer, "datamodule", None)
         return datamodule if hasattr(datamodule, "split_key") else None
 
@@ -194,7 +194,7 @@ class Classifier(LightningModule):
         return extract(encode, batches, self.device, bar=trainer.progress_bar_callback is not None)
 
     def on_train_epoch_start(self) -> None:
-        """Seeds dropout by seed, epoch and process, so that an epoch after a resume is what it would have been."""
+        """Seed dropout by seed, epoch and rank, so that a resumed fit draws the same numbers."""
         entropy = np.random.SeedSequence([self.seed, self.current_epoch, self.global_rank])
         torch.manual_seed(int(entropy.generate_state(1)[0]))
         if self.device.type == "xla":
@@ -203,7 +203,8 @@ class Classifier(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy of the batch, in nats."""
         loss = cross_entropy(self._logits(batch, self._train_features), batch["labels"])
-        self.log("train/loss", loss, batch_size=len(batch["labels"]), prog_bar=True, reduce_fx="max")  # a step alone
+        # one step is logged: any reduction gives its value
+        self.log("train/loss", loss, batch_size=len(batch["labels"]), prog_bar=True, reduce_fx="max")
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Batch:
@@ -223,7 +224,7 @@ class Classifier(LightningModule):
         return {"row": batch["row"], "logits": self(batch["input_ids"], batch["attention_mask"])}
 
     def configure_optimizers(self) -> Any:
-        """AdamW over the trainable weights with a linear warm-up and a linear fall to 0, a step a batch."""
+        """AdamW over the trainable weights, with linear warm-up and linear decay to 0, updated every step."""
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
         if not trainable:
             return None
@@ -284,7 +285,7 @@ class Classifier(LightningModule):
             )
         if self._trainer and self._trainer.state.fn == TrainerFn.FITTING and "optimizer_states" not in checkpoint:
             raise CheckpointError(
-                "The checkpoint holds weights alone, so a fit cannot go on from it. A fit that was stopped leaves "
+                "Cannot resume from this checkpoint: it holds only weights. A stopped fit leaves "
                 "checkpoints/last.ckpt, which holds everything."
             )
         current = self.state_dict()

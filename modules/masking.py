@@ -37,7 +37,7 @@ def masking_of(options: MaskingOptions, seed: int) -> "SharedGradientMasking":
     for name, instead in SET_ELSEWHERE.items():
         value, default = getattr(options, name), getattr(DEFAULT_OPTIONS, name)
         if value != default:
-            raise OptionError(f"model.masking.{name} is {value!r}, but is decided by {instead}. Leave it out.")
+            raise OptionError(f"model.masking.{name} is {value!r}, but this arm takes it from {instead}. Leave it out.")
     return SharedGradientMasking.from_options(replace(options, seed=seed))
 
 

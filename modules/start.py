@@ -14,21 +14,21 @@ from torch import Tensor
 
 from modules.errors import StartError
 
-FOLDER, START, MASK, UNKNOWN = "a folder", "a baseline start", "a mask", "a damaged or unknown file"
+KIND_FOLDER, KIND_START, KIND_MASK, KIND_UNKNOWN = "a folder", "a baseline start", "a mask", "a damaged or unknown file"
 
 
 def kind_of_file(path: Path) -> str:
     """What is at a path, in words for a message."""
     if path.is_dir():
-        return FOLDER
+        return KIND_FOLDER
     if zipfile.is_zipfile(path):
         return "a checkpoint or another archive"
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError):
-        return UNKNOWN
-    return START if "start" in metadata else MASK if "shapes" in metadata else UNKNOWN
+        return KIND_UNKNOWN
+    return KIND_START if "start" in metadata else KIND_MASK if "shapes" in metadata else KIND_UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Start:
         if not path.exists():
             raise StartError(f"No baseline start at {path}: the other arms begin from the head that `baseline` trains.")
         kind = kind_of_file(path)
-        if kind not in (START, UNKNOWN):
+        if kind not in (KIND_START, KIND_UNKNOWN):
             raise StartError(
                 f"{path} is not a baseline start but {kind}. Give the start.safetensors of a baseline's run folder."
             )

@@ -19,7 +19,7 @@ from modules.masking import DEFAULT_OPTIONS, masking_of
 Predictions = tuple[Tensor, Tensor]
 """Labels [rows] and logits [rows, classes], on the CPU."""
 
-DEFAULT_FRACTIONS = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2)
+FRACTIONS = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Sweep(Classifier):
     def __init__(
         self,
         *,
-        fractions: Sequence[float] = DEFAULT_FRACTIONS,
+        fractions: Sequence[float] = FRACTIONS,
         tails: Sequence[Literal["lowest", "highest"]] = ("lowest", "highest"),
         scores: Sequence[str] = ("sign_gradient",),
         masking: MaskingOptions = DEFAULT_OPTIONS,

@@ -55,11 +55,8 @@ class InfluenceMasking(Callback):
     Attributes:
         options: The options.
         mask: The mask; None before it is made.
-        predicted_change: Change of the mean loss when the mask is zeroed, to first order.
-        measured_change: Change measured on the same samples, also when the action is not `zero`.
-        loss_before: Mean loss before.
-        loss_after: Mean loss with the mask zeroed.
-        seconds: Duration of `gradient`, `selection` and `measure`.
+        predicted_change, measured_change, loss_before, loss_after, seconds: The fields of `Measurement`: the effect of
+            zeroing the mask, whatever the action.
 
     Raises:
         MaskingError: If an option is out of its range, or both a fraction and a count are given.

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-UNKNOWN = re.compile(
+UNKNOWN_KEY = re.compile(
     r"Group '(?P<group>[^']+)' does not accept option '(?P<member>[^']+)'"
     r"|[Oo]ption '(?P<option>[^']+)'(?: is not accepted)?"
     r"|unrecognized arguments: (?:--)?(?P<word>[^\s=]+)"
@@ -36,7 +36,7 @@ def explain(message: str, known: Iterable[str]) -> str:
 
 def unknown_key(message: str) -> str | None:
     """The dotted key that an error of the argument parser does not know, or None if it is about something else."""
-    if not (found := UNKNOWN.search(message)):
+    if not (found := UNKNOWN_KEY.search(message)):
         return None
     name = found["option"] or found["word"] or f"{found['group']}.{found['member']}"
     section = KEY.search(message)
