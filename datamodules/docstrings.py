@@ -5,7 +5,7 @@ import gc
 import hashlib
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +27,7 @@ HELD_OUT = 1000
 MIN_WORDS = 5
 """Fewest plain words in a paragraph; with fewer it is a signature or a title."""
 
-COLLECTION = "1"
+COLLECTION = "2"
 """Part of the cache key: increase it whenever the same sources give other paragraphs."""
 
 BLANK = "___"
@@ -65,8 +65,12 @@ class Docstrings(TextDataModule):
 def collect() -> pa.Table:
     """Return `row`, `text` and `label` of `PER_LIBRARY` paragraphs of each library."""
     gc.freeze()  # otherwise each garbage collection visits all imported modules, which takes half the time
+    texts: list[str] = []
+    taken: set[bytes] = set()
     try:
-        texts = [text for library in LIBRARIES for text in library_paragraphs(library, PER_LIBRARY)]
+        for library in LIBRARIES:
+            texts += library_paragraphs(library, PER_LIBRARY, taken)
+            taken.update(map(loose_key, texts[-PER_LIBRARY:]))
     finally:
         gc.unfreeze()
     labels = np.repeat(np.arange(len(LIBRARIES)), PER_LIBRARY)
@@ -81,8 +85,13 @@ def hold_out(corpus: pa.Table, size: int) -> list[int]:
     return [row for rows, share in zip(by_class, shares, strict=True) for row in rows[:share]]
 
 
-def library_paragraphs(library: str, size: int) -> list[str]:
+def library_paragraphs(library: str, size: int, taken: Collection[bytes] = ()) -> list[str]:
     """Return the first `size` different paragraphs, in the order of the hashes of the files' paths.
+
+    Args:
+        library: Name of the library.
+        size: Number of paragraphs.
+        taken: Keys of paragraphs that another library has: no text has two labels.
 
     Raises:
         DataError: If the library is not installed, or its source has too few docstrings.
@@ -90,8 +99,9 @@ def library_paragraphs(library: str, size: int) -> list[str]:
     found: dict[bytes, str] = {}
     for file in _source_files(library):
         for text in map(blank_names, first_paragraphs(file.read_bytes())):
-            if sum(word.strip(".,;:()'\"").isalpha() for word in text.split()) >= MIN_WORDS:
-                found.setdefault(loose_key(text), text)
+            words = sum(word.strip(".,;:()'\"").isalpha() for word in text.split())
+            if words >= MIN_WORDS and (key := loose_key(text)) not in taken:
+                found.setdefault(key, text)
         if len(found) >= size:
             return list(found.values())[:size]
     raise DataError(f"{size} docstrings of {library} are needed, but its source has {len(found)}. Reinstall it.")

@@ -151,7 +151,7 @@ def test_what_cannot_be_written_is_told_before_any_work_with_advice_for_the_comm
 def test_a_value_that_is_given_twice_is_refused(option, value, forks, words, tmp_path):
     refused = forks.run(*words, f"--{option}", value, value, cwd=tmp_path)
     assert refused.returncode == 2
-    assert f"--{option} has {value} more than once: give each value once." in refused.stderr
+    assert f"--{option} has {value} more than once. Give each value once." in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_what_a_condition_without_memory_held_is_free_for_the_next(monkeypatch, 
     held: list[weakref.ref] = []
     free: list[bool] = []
 
-    def without_memory(condition, verbose):
+    def without_memory(condition, caches, verbose):
         free.extend(reference() is None for reference in held)
         weights = torch.zeros(10)
         held.append(weakref.ref(weights))
@@ -274,7 +274,7 @@ def from_hub(hub_roots, forks, hub_words, tmp_path_factory) -> dict[str, Any]:
 def test_a_hub_that_recovers_is_waited_for(hub_roots, forks, hub_words, from_hub, tmp_path):
     shutil.rmtree(forks.home)
     cut, log = ["--truncate", "model.safetensors", "--truncate-times", "2"], tmp_path / "log"
-    with serving(*hub_roots, *forks.port, "--fail-after", "20", "--fail-for", "3", *cut, "--log", str(log)):
+    with serving(*hub_roots, *forks.port, "--fail-after", "22", "--fail-for", "3", *cut, "--log", str(log)):
         done = forks.run(*hub_words, cwd=tmp_path, faults=[NO_PAUSE, NO_REPORT])
     assert done.returncode == 0, done.stderr
     answers = [json.loads(line) for line in log.read_text().splitlines()]
