@@ -13,28 +13,30 @@ from modules.caches import GradientCache
 from modules.errors import OptionError
 
 DEFAULT_OPTIONS = MaskingOptions(num_samples=None)
-"""The gradient is taken over all rows that the datamodule gives: its `calibration_size`."""
+"""The gradient is taken over all calibration rows of the datamodule: its `calibration_size`."""
 
 SET_ELSEWHERE = {
     "targets": "model.targets",
     "seed": "seed_everything",
-    "num_samples": "data.calibration_size",
     "action": "the arm itself, which sets masked weights to zero",
 }
 """Options that a condition decides by another key."""
 
 
-def masking_of(options: MaskingOptions, seed: int) -> "SharedGradientMasking":
+def masking_of(
+    options: MaskingOptions, seed: int, set_elsewhere: Mapping[str, str] = SET_ELSEWHERE
+) -> "SharedGradientMasking":
     """Return the callback of an arm.
 
     Args:
         options: The arm's options.
         seed: Seed of the condition.
+        set_elsewhere: Options that are decided by something else, and by what.
 
     Raises:
-        OptionError: If an option is set that a condition decides by another key.
+        OptionError: If one of these options is set.
     """
-    for name, instead in SET_ELSEWHERE.items():
+    for name, instead in set_elsewhere.items():
         value, default = getattr(options, name), getattr(DEFAULT_OPTIONS, name)
         if value != default:
             raise OptionError(f"model.masking.{name} is {value!r}, but is decided by {instead}. Leave it out.")
@@ -81,7 +83,7 @@ def gradient_key(module: Any, candidates: Mapping[str, nn.Parameter], calibratio
         calibration: What it is taken over.
     """
     first = next(iter(candidates.values()))
-    arithmetic = (module.trainer.precision, first.device, first.dtype, module.compiled)
+    arithmetic = (module.trainer.precision, first.device, first.dtype, module.compiled, module.pooling)
     groups = (calibration.micro_batch_size, calibration.processes.count)
     digest = hashlib.sha256(f"{module.backbone_fingerprint} {arithmetic} {groups} {list(candidates)}".encode())
     tensors = [*module.head.parameters(), *(tensor for batch in calibration.batches for tensor in batch.data.values())]

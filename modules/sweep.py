@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, Literal, cast
 
 import torch
@@ -14,12 +15,22 @@ from influence_masking import MaskingOptions, SweepPoint, find_candidates, sweep
 from influence_masking.selection.scores import MATCHED, resolve_score
 from modules.classifier import Classifier
 from modules.errors import OptionError
-from modules.masking import DEFAULT_OPTIONS, masking_of
+from modules.masking import DEFAULT_OPTIONS, SET_ELSEWHERE, masking_of
 
 Predictions = tuple[Tensor, Tensor]
 """Labels [rows] and logits [rows, classes], on the CPU."""
 
 FRACTIONS = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2)
+
+SWEPT = SET_ELSEWHERE | {
+    "fraction": "model.fractions",
+    "count": "model.fractions",
+    "tail": "model.tails",
+    "score": "model.scores",
+    "matched_score": "model.scores",
+    "mask_path": "the sweep itself, which makes its masks",
+}
+"""Options of a mask that a sweep decides by another key."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +59,14 @@ class Sweep(Classifier):
         fractions: Shares of the candidates, between 0 and 1; those that select no weight are left out.
         tails: Ends of the scores.
         scores: Names of scores.
-        masking: As for `Influence`; `scores`, `tails` and `fractions` take the place of its own.
+        masking: As for `Influence`, without the options that the lists above replace.
         **kwargs: As `Classifier`.
 
     Attributes:
         result: What was measured; None before a fit.
 
     Raises:
-        OptionError: If a list is empty or a fraction is out of range.
+        OptionError: If a list is empty, a fraction is out of range, or `masking` sets what is decided otherwise.
         MaskingError: If a score is unknown or `targets` match nothing.
         BackboneError: As `Influence`.
     """
@@ -79,7 +90,7 @@ class Sweep(Classifier):
         self.fractions, self.tails, self.scores = fractions, tails, scores
         for score in set(scores) - {MATCHED}:
             resolve_score(score)  # before the backbone is loaded, so that an unknown one is found at once
-        self.masking = masking_of(masking, kwargs.get("seed", 0))
+        self.masking = masking_of(masking, kwargs.get("seed", 0), SWEPT)
         self.result: SweepResult | None = None
         super().__init__(**kwargs)
 
@@ -116,8 +127,9 @@ class RunSweep(Callback):
             snapshot = module.masking.snapshot(trainer, module)
             module.eval()
             unmasked = predict_dev(trainer, module)
-            points = sweep(snapshot, module.fractions, module.tails, module.scores, seed=module.seed, measure=measure)
-            total = len(module.fractions) * len(module.tails) * len(module.scores)
+            scope, lists = module.masking.options.scope, (module.fractions, module.tails, module.scores)
+            points = sweep(snapshot, *lists, scope=scope, seed=module.seed, measure=measure)
+            total = prod(map(len, lists))
             bar = trainer.progress_bar_callback is not None
             made = list(tqdm(points, "Sweep", total, unit="mask", leave=False, disable=not bar))
         module.train()
