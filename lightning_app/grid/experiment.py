@@ -244,14 +244,12 @@ def check_inputs(conditions: list[Condition]) -> Plan:
     passes: dict[str, float] = {}
     with quiet():
         for condition in {condition.arm: condition for condition in reversed(conditions)}.values():
-            cli = InfluenceCLI(command_line(condition), run=False)
-            trainer = cli.trainer
-            if trainer.world_size > 1:
-                raise UsageError(
-                    f"Arm {condition.arm} asks for {trainer.num_devices} devices on {trainer.num_nodes} nodes. An "
-                    "experiment runs each condition on one: leave trainer.devices and trainer.num_nodes at 1. To run "
-                    "several conditions at once, give --devices."
-                )
+            try:
+                cli = InfluenceCLI(command_line(condition), run=False)
+                trainer = cli.trainer
+                check_trainer(trainer)
+            except UsageError as error:
+                raise UsageError(f"Arm {condition.arm}: {error}") from error
             passes[condition.arm] = passes_of(cli.model, trainer)
             del cli
             gc.collect()
@@ -261,6 +259,25 @@ def check_inputs(conditions: list[Condition]) -> Plan:
         }
     costs = {c: tokens_of(passes[c.arm], data[c.dataset, c.seed]) for c in conditions}
     return Plan(*devices_of(trainer), costs)
+
+
+def check_trainer(trainer: Any) -> None:
+    """Refuses options of the Trainer under which a condition would have no result that can be compared.
+
+    Raises:
+        UsageError: If there are several devices, or a condition would be evaluated on a part of eval.
+    """
+    if trainer.world_size > 1:
+        raise UsageError(
+            f"trainer.devices and trainer.num_nodes ask for {trainer.world_size} devices, but an experiment runs each "
+            "condition on one. Leave both at 1; --devices runs several conditions at the same time."
+        )
+    limit = trainer.limit_val_batches
+    if trainer.fast_dev_run or limit != 1.0 or isinstance(limit, int):  # 1 is one batch, 1.0 is all of them
+        raise UsageError(
+            f"trainer.limit_val_batches is {limit} (trainer.fast_dev_run is "
+            f"{bool(trainer.fast_dev_run)}), but eval must be read completely. Leave both out; --quick is a short test."
+        )
 
 
 def run_conditions(

@@ -251,7 +251,7 @@ def _how_compared(declared: list[Pair]) -> list[str]:
 
 def _units(metrics: Iterable[Metric], percent: str) -> str:
     """The units of metrics in words: `percent` for those in %, the others each by its title."""
-    others = [f"{metric.unit} of {metric.title}" for metric in metrics if metric.unit != "%"]
+    others = [f"{metric.unit or 'units'} of {metric.title}" for metric in metrics if metric.unit != "%"]
     return f"{percent}, and {listed(others)}" if others else percent
 
 

@@ -31,7 +31,9 @@ class Design:
         common = [arm for arm, _ in Counter(starts.values()).most_common(1)]
         baseline = next(iter([*common, *arms.index[arms["role"] == "baseline"]]), None)
         references = {
-            arm: starts.get(arm, baseline) for arm in arms.index if starts.get(arm, baseline) not in (arm, None)
+            arm: reference
+            for arm in arms.index
+            if (reference := starts.get(arm, baseline)) is not None and reference != arm
         }
         return cls(baseline, references, {arm: control for arm, control in controls.items() if arm in references})
 

@@ -24,7 +24,7 @@ class Metric:
     Attributes:
         name: Its key in records, logs and tables of numbers.
         title: Its name in prose, tables and figures.
-        unit: In which it is shown: `%`, or what one of it is called.
+        unit: In which it is shown: `%`, a name such as `nats`, or nothing.
         scale: What a value is multiplied by to be shown in this unit.
         decimals: Digits after the point in tables.
         higher_is_better: Which way is better.
@@ -64,7 +64,7 @@ class Metric:
     @property
     def axis(self) -> str:
         """The title with the unit, for the axes of figures."""
-        return f"{self.title}, {self.unit}"
+        return ", ".join(filter(None, (self.title, self.unit)))
 
     @property
     def difference_unit(self) -> str:
@@ -81,7 +81,7 @@ class Metric:
 
     def describe(self, value: float) -> str:
         """The value as a phrase: `accuracy 74.0%`, `NLL 0.512 nats`."""
-        return f"{self.title} {self.show(value)}{'%' if self.unit == '%' else f' {self.unit}'}"
+        return f"{self.title} {self.show(value)} {self.unit}".rstrip().replace(" %", "%")
 
 
 def accuracy(labels: "Tensor", logits: "Tensor") -> "Tensor":

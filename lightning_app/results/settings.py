@@ -17,7 +17,7 @@ WITHOUT_EFFECT = re.compile(
 PRINTING = ("ProgressBar", "ModelSummary")
 """Endings of the classes of callbacks that change no result."""
 
-NUMBER = re.compile(r"[-+]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
+PLAIN_NUMBER = re.compile(r"[-+]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
 """Numbers as jsonargparse reads them: YAML alone takes `5e-5` for text. Leading zeros are those of a text."""
 
 
@@ -86,7 +86,7 @@ def _normal(value: Any) -> Any:
     if value is None or isinstance(value, bool):
         return value
     text = str(value)
-    if not NUMBER.fullmatch(text):
+    if not PLAIN_NUMBER.fullmatch(text):
         return text
     number = float(text)
     return int(number) if number.is_integer() else number

@@ -42,7 +42,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         write_atomically(Path(path), save)
 
 
-SECONDS = 1.0
+CHEAP_SECONDS = 1.0
 """Checkpoints that are written faster than this are written after every epoch."""
 
 
@@ -90,7 +90,7 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the epoch unless the last save was too recent for its cost."""
         start = perf_counter()
-        if trainer.strategy.broadcast(self._seconds > SECONDS and start - self._written_at < 9 * self._seconds):
+        if trainer.strategy.broadcast(self._seconds > CHEAP_SECONDS and start - self._written_at < 9 * self._seconds):
             return
         super().on_train_epoch_end(trainer, pl_module)
         self._written_at = perf_counter()

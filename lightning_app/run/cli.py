@@ -3,11 +3,13 @@
 import inspect
 import json
 import shlex
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from filelock import FileLock, Timeout
-from jsonargparse import Namespace
+from jsonargparse import ArgumentError, Namespace
 from jsonargparse._util import import_object
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
@@ -30,10 +32,19 @@ from lightning_app.run.configs import (
     find_configs,
     read_config,
 )
+from lightning_app.run.messages import class_of, explain_unknown, explain_value, unknown_key
 from lightning_app.run.recorder import Recorder
 from modules import Caches, Classifier, StartError
 from modules.backbone import model_type, resolve_backbone
 from modules.checkpoints import CheckedCheckpointIO
+
+LINKED = {
+    "--data.seed": "--seed_everything",
+    "--model.seed": "--seed_everything",
+    "--data.tokenizer": "--model.backbone",
+    "--model.num_labels": "the dataset",
+}
+"""Options that are set by others."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -74,7 +85,8 @@ class InfluenceCLI(LightningCLI):
 
     def __init__(self, args: ArgsType, run: bool = True, caches: Caches | None = None) -> None:
         self._caches = caches or Caches()
-        parser_kwargs = {"exit_on_error": False}  # a mistake in one condition must not end an experiment
+        # a mistake in one condition must not end an experiment, and a key that is cut short is a typing mistake
+        parser_kwargs = {"exit_on_error": False, "allow_abbrev": False}
         commands = dict.fromkeys(self.subcommands(), parser_kwargs) if run else {}
         try:
             super().__init__(
@@ -105,9 +117,17 @@ class InfluenceCLI(LightningCLI):
         """Parses `args` alone; LightningCLI would add the words that the process was started with.
 
         Raises:
-            UsageError: If a section is not an object, or the seed or the folder of results has no value.
+            UsageError: If an option does not exist or has a wrong value, a section is not an object, or the seed or the
+                folder of results has no value.
         """
-        self.config = parser.parse_args(find_configs(cast(list[str], args)))
+        for word in cast(list[str], args):
+            option = word.partition("=")[0].replace(".init_args.", ".")
+            if option in LINKED:
+                raise UsageError(f"{option} cannot be set: it follows from {LINKED[option]}.")
+        try:
+            self.config = parser.parse_args(find_configs(cast(list[str], args)))
+        except ArgumentError as error:
+            raise UsageError(self._explain(parser, str(error))) from error
         for section, key in (("trainer", "default_root_dir"), ("data", "class_path"), ("model", "class_path")):
             if key not in (self._run_config.get(section) or Namespace()):
                 raise UsageError(f"{section} is {self._run_config.get(section)}, but must be an object of its options.")
@@ -116,6 +136,17 @@ class InfluenceCLI(LightningCLI):
             raise UsageError("outputs is null, but must be a folder. Leave it out for its default.")
         if type(seed) is not int or not 0 <= seed < 2**32:
             raise UsageError(f"seed_everything is {seed!r}, but must be a whole number from 0 to 2**32 - 1.")
+
+    def _explain(self, parser: LightningArgumentParser, message: str) -> str:
+        """The argument parser's message in one line, with the nearest keys that exist."""
+        key = unknown_key(message)
+        if key is None:
+            return explain_value(message)
+        parsers = [parser, *getattr(self, "_subcommand_parsers", {}).values()]
+        known = {name for each in parsers for name in vars(each.get_defaults().as_flat())}
+        if (path := class_of(message)) and (section := key.partition(".")[0]):
+            known |= {f"{section}.{name}" for name in option_names(import_object(path))}
+        return explain_unknown(key, sorted(known))
 
     def _parse_ckpt_path(self) -> None:
         """Takes nothing from a checkpoint: LightningCLI would let a checkpoint choose the class of the model."""
@@ -129,7 +160,7 @@ class InfluenceCLI(LightningCLI):
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         stopping = {"monitor": "val/accuracy", "mode": "max", "patience": 3}
         parser.set_defaults({f"early_stopping.{key}": value for key, value in stopping.items()})
-        # a linked value is no option: it is neither parsed nor saved, so a saved configuration cannot contradict it
+        # jsonargparse replaces a linked value without a message, and leaves it out of a saved configuration
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("model.init_args.backbone", "data.init_args.tokenizer", compute_fn=resolve_backbone)
@@ -298,6 +329,18 @@ def _arguments(kind: type) -> dict[str, inspect.Parameter]:
         inspect.signature(vars(base)["__init__"]) for base in reversed(kind.__mro__) if "__init__" in vars(base)
     ]
     return {name: item for signature in signatures for name, item in signature.parameters.items()}
+
+
+def option_names(kind: type) -> Iterator[str]:
+    """The options of a class as they are typed; those of an argument that is a dataclass follow its name and a dot."""
+    named = {
+        name: item
+        for name, item in _arguments(kind).items()
+        if item.kind not in (item.VAR_KEYWORD, item.VAR_POSITIONAL)
+    }
+    for name, argument in named.items():
+        nested = argument.annotation if is_dataclass(argument.annotation) else None
+        yield from [f"{name}.{field.name}" for field in fields(nested)] if nested else [name]
 
 
 def check_nulls(what: str, chosen: Namespace) -> None:

@@ -16,7 +16,7 @@ from lightning_app.results.files import check_name
 from lightning_app.results.identity import Arm
 from lightning_app.results.settings import merge_settings
 
-KINDS = {"data": "datasets"}
+OPTIONS = {"data": "datasets"}
 """Options of `influence experiment` that have another name than the folder of their files."""
 
 ENDINGS = {"_tuned": "+all", "_head": "+head"}
@@ -168,12 +168,12 @@ def config_file(kind: str, name: str) -> Path:
     if name.endswith((".yaml", ".yml")):
         if Path(name).is_file():
             return Path(name)
-        raise UsageError(f"There is no file {name}, which --{KINDS.get(kind, kind)} names.")
+        raise UsageError(f"There is no file {name}, which --{OPTIONS.get(kind, kind)} names.")
     folder = configs_folder() / kind
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     if name in names:
         return folder / f"{name}.yaml"
-    what = KINDS.get(kind, kind).removesuffix("s")
+    what = OPTIONS.get(kind, kind).removesuffix("s")
     for old, new in ENDINGS.items():
         if kind == "arms" and name.removesuffix(old) in names:
             raise UsageError(f"The {what} {name!r} is now called {name.removesuffix(old) + new!r}.")

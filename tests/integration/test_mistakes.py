@@ -20,7 +20,10 @@ def told(capsys) -> str:
         (["--arms", "influence", "--set", "influence:model.masking.fraction=1.5"], "1.5"),
         (["--set", "influense:model.masking.fraction=0.1"], "Unknown arm 'influense'. Did you mean influence"),
         (["--set", "model.learning_rate"], "has no value: write KEY=VALUE"),
-        (["--set", "model.learnin_rate=1"], "learnin_rate"),
+        (
+            ["--set", "model.learnin_rate=1"],
+            "Arm baseline: There is no option model.learnin_rate. Did you mean model.learning_rate?",
+        ),
         (["--set", "data.train_size=100000"], "usable ones are found"),
         (["--arms", "influence", "--set", "influence:model.targets=[q_porj]"], "q_proj"),
         (["--arms", "influence", "--set", "influence:model.masking.score=sing_gradient"], "sign_gradient"),
@@ -29,7 +32,10 @@ def told(capsys) -> str:
         (["--arms", "full_ft", "--set", "full_ft:model.learning_rate=-1"], "learning_rate must be positive"),
         (["--accelerator", "gpu"], "gpu"),
         (["--set", "trainer.accelerator=warp"], "The Trainer cannot be made from the options trainer.*"),
-        (["--set", "trainer.devices=2"], "leave trainer.devices and trainer.num_nodes at 1"),
+        (["--set", "trainer.devices=2"], "Arm baseline: trainer.devices and trainer.num_nodes ask for 2 devices"),
+        (["--set", "trainer.limit_val_batches=1"], "Arm baseline: trainer.limit_val_batches is 1 "),
+        (["--set", "trainer.fast_dev_run=true"], "eval must be read completely"),
+        (["--set", "data.seed=1"], "Arm baseline: --data.seed cannot be set: it follows from --seed_everything"),
         (["--seeds", "-1"], "seed_everything is -1"),
     ],
 )

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from influence_masking import MaskingError, MaskingOptions
+from lightning_app.run.recorder import MetricLogger
 from modules import Influence, OptionError, Sweep
 
 
@@ -16,14 +17,13 @@ def swept(tiny_qwen, docstrings, trainer):
 
 def test_every_score_tail_and_fraction_is_measured_and_the_weights_are_left(swept):
     module, before = swept
-    points = module.sweep["points"]
-    assert [(p["score"], p["tail"], p["fraction"]) for p in points] == [
+    assert [(point.score, point.tail, point.fraction) for point in module.result.points] == [
         (score, tail, fraction)
         for score in ("sign_gradient", "magnitude")
         for tail in ("lowest", "highest")
         for fraction in (0.001, 0.05)
     ]
-    assert module.sweep["split"] == "dev"
+    assert len(module.result.predictions) == len(module.result.points)
     for name, tensor in module.state_dict().items():
         assert torch.equal(tensor, before[name])
     assert not any(parameter.requires_grad for parameter in module.parameters())
@@ -37,25 +37,36 @@ def test_a_point_is_what_the_arm_of_that_mask_finds(tail, swept, tiny_qwen, docs
         docstrings(early_stop_on="dev"),
     )
     trainer(max_epochs=0).fit(arm, datamodule=data)
-    (point,) = (
-        p for p in swept[0].sweep["points"] if (p["score"], p["tail"], p["fraction"]) == ("sign_gradient", tail, 0.05)
+    ((point, predictions),) = (
+        (point, predictions)
+        for point, predictions in zip(swept[0].result.points, swept[0].result.predictions, strict=True)
+        if (point.score, point.tail, point.fraction) == ("sign_gradient", tail, 0.05)
     )
-    assert point["digest"] == arm.masking.mask.digest
-    assert point["num_masked"] == arm.masking.num_masked
-    assert point["predicted_change"] == arm.masking.predicted_change
-    assert point["measured_change"] == arm.masking.measured_change
-    (dev,) = trainer().validate(arm, data.ordered_dataloader("dev"), verbose=False)
-    assert point["accuracy"] == pytest.approx(dev["eval/accuracy"])
-    assert point["nll"] == pytest.approx(dev["eval/nll"], rel=1e-5)
+    assert point.digest == arm.masking.mask.digest
+    assert point.num_masked == arm.masking.num_masked
+    assert point.predicted_change == arm.masking.predicted_change
+    assert point.measured_change == arm.masking.measured_change
+    check_predictions(predictions, evaluated(trainer, arm, data))
 
 
-def test_the_unmasked_model_is_measured_beside(swept, docstrings, trainer):
+def evaluated(trainer, module, data) -> dict[str, torch.Tensor]:
+    """Rows, labels and logits of an evaluation of the dev split."""
+    logger = MetricLogger()
+    trainer(callbacks=[logger]).validate(module, data.ordered_dataloader("dev"), verbose=False)
+    return logger.columns
+
+
+def check_predictions(predictions, columns):
+    labels, logits = predictions
+    assert torch.equal(labels, columns["labels"])
+    torch.testing.assert_close(logits, columns["logits"], rtol=1e-5, atol=1e-6)
+
+
+def test_the_unmasked_model_predicts_what_an_evaluation_finds(swept, docstrings, trainer):
     module, _ = swept
     data = docstrings()
     data.setup()
-    (dev,) = trainer().validate(module, data.ordered_dataloader("dev"), verbose=False)
-    assert module.sweep["baseline"]["accuracy"] == pytest.approx(dev["eval/accuracy"])
-    assert module.sweep["baseline"]["nll"] == pytest.approx(dev["eval/nll"], rel=1e-5)
+    check_predictions(module.result.unmasked, evaluated(trainer, module, data))
 
 
 @pytest.mark.parametrize("wrong", [{"fractions": []}, {"fractions": [0.0]}, {"tails": []}, {"scores": []}])

@@ -217,7 +217,7 @@ def test_two_experiments_do_not_share_a_folder(tmp_path):
 
 
 def test_a_traceback_that_cannot_be_kept_is_printed_and_costs_nothing(tmp_path, monkeypatch, capsys):
-    def fail(condition, verbose):
+    def fail(condition, caches, verbose):
         raise RuntimeError("the machine is on fire")
 
     monkeypatch.setattr("lightning_app.grid.condition.run_condition", fail)

@@ -1,0 +1,103 @@
+"""A mistake in any option is one line that names the key."""
+
+import re
+
+import pytest
+
+from lightning_app.errors import UsageError
+from lightning_app.run.cli import InfluenceCLI, option_names
+from lightning_app.run.configs import choose_arm, configs_folder, find_datasets
+from modules import Influence, LoRA, Sweep
+
+
+class ParseOnly(InfluenceCLI):
+    """Parses, and builds nothing."""
+
+    def __init__(self, *words: str, arm: str = "influence") -> None:
+        files = [configs_folder() / "base.yaml", *find_datasets(["docstrings"])["docstrings"].files]
+        options = [word for file in (*files, *choose_arm(arm).files) for word in ("-c", str(file))]
+        super().__init__([*options, "--model.backbone=some/model", *words], run=False)
+
+    def before_instantiate_classes(self) -> None:
+        """Places nothing."""
+
+    def instantiate_classes(self) -> None:
+        """Builds nothing."""
+
+
+def told(*words: str, arm: str = "influence") -> str:
+    with pytest.raises(UsageError) as error:
+        ParseOnly(*words, arm=arm)
+    message = str(error.value)
+    assert "\n" not in message
+    assert not re.search("Union|subtypes|NestedArg|Parser key|<class", message)
+    return message
+
+
+@pytest.mark.parametrize(("arm", "model"), [("influence", Influence), ("lora", LoRA), ("sweep", Sweep)])
+def test_a_typing_mistake_in_any_option_of_a_class_is_told_with_the_option(arm, model):
+    for name in option_names(model):
+        key = f"model.{name}"
+        assert told(f"--{key}q=1", arm=arm) == f"There is no option {key}q. Did you mean {key}?"
+
+
+OPTIONS = {
+    "trainer.max_epochs": ("three", "a whole number or null"),
+    "trainer.precision": ("float", "64 or 32 or 16 or "),
+    "trainer.enable_progress_bar": ("perhaps", "true or false or null"),
+    "early_stopping.patience": ("long", "a whole number"),
+    "arm.role": ("king", "baseline or mask or adapter or full or sweep"),
+    "seed_everything": ("x", "a whole number"),
+    "data.max_length": ("long", "a whole number"),
+    "data.train_on": ("dev", "train or head_init"),
+    "data.pad_lengths": ("x", "a list or null"),
+    "data.shuffle_calibration_labels": ("perhaps", "true or false"),
+    "data": ("SST3", "the path of a class"),
+    "model.learning_rate": ("fast", "a number or null"),
+    "model.masking.fraction": ("half", "a number"),
+    "model.masking.tail": ("left", "lowest or highest"),
+    "model.tune": ("some", "none or head or all"),
+    "model.compile": ("perhaps", "true or false"),
+}
+
+
+@pytest.mark.parametrize("key", OPTIONS)
+def test_a_value_of_a_wrong_kind_is_told_with_the_key_and_what_is_possible(key):
+    value, possible = OPTIONS[key]
+    message = told(f"--{key}={value}")
+    assert message.startswith(f"{key} is {value!r}, but must be ")
+    assert possible in message
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--trainer.max_epoch=3"], "There is no option trainer.max_epoch. Did you mean trainer.max_epochs?"),
+        (["--early_stopping.patienc=3"], "Did you mean early_stopping.patience?"),
+        (["--model.fraction=0.1"], "There is no option model.fraction. Did you mean model.masking.fraction?"),
+        (["--fraction=0.1"], "There is no option fraction. Most options begin with data., model. or trainer."),
+        (["--model=modules.Influense"], "model cannot be modules.Influense: "),
+        (["--trainer.callbacks+=gone.Callback"], "trainer.callbacks cannot be gone.Callback: No module named 'gone'"),
+        (["--data.seed=1"], "--data.seed cannot be set: it follows from --seed_everything"),
+        (["--model.init_args.num_labels=1"], "it follows from the dataset"),
+        (["-c", "gone.yaml"], "File does not exist"),
+    ],
+)
+def test_other_mistakes_are_told_in_one_line(words, message):
+    assert message in told(*words)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("model: {init_args: {fractoin: 1}}", "There is no option model.fractoin."),
+        ("model: {init_args: {masking: {fractoin: 1}}}", "Did you mean model.masking.fraction?"),
+        ("data: {init_args: {max_length: x}}", "data.max_length is 'x', but must be a whole number."),
+        ("trainer: {max_epoch: 3}", "There is no option trainer.max_epoch. Did you mean trainer.max_epochs?"),
+        ("arm: {colour: red}", "There is no option arm.colour. Did you mean arm.color?"),
+        ("model: 3", "model is '3', but must be the path of a class"),
+    ],
+)
+def test_a_mistake_in_a_file_is_told_like_one_on_the_command_line(content, message, tmp_path):
+    (tmp_path / "mine.yaml").write_text(content)
+    assert message in told("-c", str(tmp_path / "mine.yaml"))
