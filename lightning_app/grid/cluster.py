@@ -18,7 +18,7 @@ from lightning_app.errors import UsageError
 from lightning_app.grid.condition import Condition
 from lightning_app.grid.schedule import Plan
 from lightning_app.grid.workers import run_logged, with_mistake
-from lightning_app.results.files import METRICS_FILE, make_folder
+from lightning_app.results.files import METRICS_FILE
 
 RETRIES = 3
 """How often a condition is begun again, after its last whole epoch, because its node died."""
@@ -258,7 +258,7 @@ class Storage:
                     raise UsageError(f"--storage has a file {path!r}, which leads out of its folder. Delete it there.")
                 local = target.joinpath(*parts)
                 if "checkpoints" not in parts and kept.isdisjoint(local.parents):
-                    make_folder(local.parent)
+                    local.parent.mkdir(parents=True, exist_ok=True)
                     fetched[local] = local.with_name(f".{local.name}.{uuid.uuid4().hex}.tmp")
                     self._try("get_file", path, str(fetched[local]))
             for local in fetched:
