@@ -18,10 +18,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from modules.backbone import Pooling, visible
 from modules.errors import BackboneError
 
-TOLERANCE = 1e-4
+PADDING_TOLERANCE = 1e-4
 """By which token states may differ, relative to the largest, and still count as equal."""
 
-LENGTHS = (7, 3)
+PROBE_LENGTHS = (7, 3)
 """Tokens of the two rows that `measure` reads."""
 
 
@@ -207,18 +207,21 @@ def _probe(backbone: PreTrainedModel) -> tuple[bool, str | None]:
         return False, f"its states are {whole.shape[-1]} wide, its configuration says {state_width(backbone)}"
     changed = ids[:1].clone()
     changed[0, -1] = ids[1, 0]
-    causal = _difference(whole[:, :-1], _states(backbone, changed, None)[:, :-1]) <= TOLERANCE
+    causal = _difference(whole[:, :-1], _states(backbone, changed, None)[:, :-1]) <= PADDING_TOLERANCE
     padded = _states(backbone, ids, visible(mask, causal))
-    alone = [_states(backbone, ids[r : r + 1, :n], visible(mask[r : r + 1, :n], causal)) for r, n in enumerate(LENGTHS)]
-    worst = max(_difference(alone[row][0], padded[row, :length]) for row, length in enumerate(LENGTHS))
-    return causal, None if worst <= TOLERANCE else f"padding changes its token states by {worst:.1e} of the largest"
+    worst = 0.0
+    for row, length in enumerate(PROBE_LENGTHS):
+        alone = _states(backbone, ids[row : row + 1, :length], visible(mask[row : row + 1, :length], causal))
+        worst = max(worst, _difference(alone[0], padded[row, :length]))
+    fault = f"padding changes its token states by {worst:.1e} of the largest" if worst > PADDING_TOLERANCE else None
+    return causal, fault
 
 
 def _probe_batch(config: Any) -> tuple[Tensor, Tensor]:
-    """Ids and mask of two rows of `LENGTHS`, right-padded; ids from the middle of the vocabulary are words."""
+    """Ids and mask of two rows of `PROBE_LENGTHS`, right-padded; ids from the middle of the vocabulary are words."""
     vocabulary = config.vocab_size if isinstance(getattr(config, "vocab_size", None), int) else 100
     pad = config.pad_token_id if isinstance(getattr(config, "pad_token_id", None), int) else 0
-    mask = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
+    mask = (torch.arange(max(PROBE_LENGTHS)) < torch.tensor(PROBE_LENGTHS)[:, None]).long()
     ids = vocabulary // 3 + torch.arange(mask.numel()).view_as(mask) * 7 % max(1, vocabulary // 3)
     return torch.where(mask.bool(), ids, pad if 0 <= pad < vocabulary else 0), mask
 
