@@ -1,4 +1,4 @@
-"""Arm B: the weights that one gradient calls detrimental are set to zero. Control arms are configs of this one."""
+"""Arm B: set the weights with the lowest scores to zero. Control arms are configurations of this one."""
 
 from dataclasses import replace
 from typing import Any, Literal
