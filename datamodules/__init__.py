@@ -1,4 +1,4 @@
-"""LightningDataModules for text classification: one split protocol, one file a dataset."""
+"""LightningDataModules for text classification: one split protocol, one file per dataset."""
 
 from datamodules.agnews import AGNews
 from datamodules.base import TextDataModule, join_texts

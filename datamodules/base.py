@@ -1,4 +1,4 @@
-"""What every dataset of this package does: split, tokenise, cache, and give batches."""
+"""What all datasets share: splits, tokens, the cache of both, and batches."""
 
 import json
 import random
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
@@ -24,7 +24,9 @@ from transformers import PreTrainedTokenizerBase
 from datamodules.batching import IGNORED_LABEL, SHORTEST, BatchSampler, ResumableDataLoader, TokenizedRows
 from datamodules.cache import cached_table, table_digest, text_digest
 from datamodules.errors import DataError
-from datamodules.splits import PROTOCOL, SPLITS, SplitSizes, allocate, draw_splits
+from datamodules.files import text_of
+from datamodules.labels import check_label_names
+from datamodules.splits import PROTOCOL, SPLITS, Splits, SplitSizes, draw_splits
 from datamodules.tokenizers import load_tokenizer, tokenize, tokenizer_digest
 
 TrainOn = Literal["train", "head_init"]
@@ -32,48 +34,47 @@ EarlyStopOn = Literal["dev", "eval"]
 Batches = DataLoader[dict[str, Tensor]]
 
 CALIBRATION_BATCH_SIZE = 32
-"""Rows at most. Fixed, so that a gradient over the train split does not depend on the training batch size."""
+"""Most rows in a calibration batch. Fixed, so that a mask's gradient does not depend on the training batch size."""
 
 
 class TextDataModule(LightningDataModule, ABC):
-    """Text classification on splits of fixed sizes: ``head_init``, ``train`` and ``dev`` from a pool, and ``eval``.
+    """Text classification on splits of fixed sizes: `head_init`, `train` and `dev` from a pool, and `eval`.
 
-    A dataset is a subclass that sets the class attributes and defines :meth:`load_source`. The splits follow
-    :mod:`datamodules.splits`; they and their tokens are kept in ``cache_dir``. A batch is a dict of int64 tensors:
-    ``input_ids`` and ``attention_mask`` [B, T], padded on the right, ``labels`` [B], and ``row`` [B], the place of the
-    example in the split of the source it comes from.
+    A dataset is a subclass that sets the class attributes and defines `load_source`. `datamodules.splits` draws the
+    splits; they and their tokens are kept in `cache_dir`. A batch is a dict of int64 tensors: `input_ids` and
+    `attention_mask` [B, T], padded on the right, `labels` [B], and `row` [B], the position of the example in the
+    source.
 
     Args:
-        tokenizer: hub id or folder of a tokenizer.
-        batch_size: rows of a training batch, on each device.
-        eval_batch_size: rows of a batch of dev or eval.
-        eval_tokens: tokens of a batch of dev or eval, padding included, instead of ``eval_batch_size`` rows: what a GPU
-            needs to be busy. None: rows. Measures are the same but for rounding.
-        max_length: tokens a text is cut to.
-        head_init_size: rows that the head of the baseline start is trained on.
-        train_size: rows that the arms are trained on and that masks are made from.
+        tokenizer: hub id or folder of the tokenizer.
+        batch_size: rows per training batch and device.
+        eval_batch_size: rows per batch of dev or eval.
+        eval_tokens: tokens per batch of dev or eval, padding included, instead of `eval_batch_size` rows, to keep a
+            GPU busy. None: use `eval_batch_size`. Metrics are equal except for rounding.
+        max_length: texts are cut to this many tokens.
+        head_init_size: rows that train the head of the baseline start.
+        train_size: rows that train the arms and from which masks are made.
         dev_size: rows for early stopping and every choice.
-        eval_size: rows of the evaluation split, stratified; all of them if None. Changes no other split.
+        eval_size: rows of the evaluation split, stratified; None for all of them. Changes no other split.
         calibration_size: rows of train that masks are made from, stratified; all of them if None. They are the rows
             that a train split of that size would have.
-        shuffle_calibration_labels: permute the labels of those rows: a control, whose gradient knows the texts but not
-            what they mean.
-        train_on: the split that :meth:`train_dataloader` draws from.
-        early_stop_on: the split that validation looks at during a fit.
+        shuffle_calibration_labels: permute the labels of those rows: a control whose gradient sees the texts without
+            their labels.
+        train_on: the split that `train_dataloader` draws from.
+        early_stop_on: the split that is validated during a fit.
         pad_lengths: lengths to pad batches to; None pads to the longest row. With them every batch has its full number
-            of rows, of which the last have ``row`` -1 and ``labels`` -100 where there were too few: a TPU compiles one
-            program a length.
-        seed: of the splits and of the order of training.
-        cache_dir: folder for splits and tokens; ``outputs/cache`` if None.
-        num_workers: processes that make batches.
+            of rows (missing ones have `row` -1 and `labels` -100), because a TPU compiles one program per shape.
+        seed: seed of the splits and of the training order.
+        cache_dir: folder for splits and tokens; None for `outputs/cache`.
+        num_workers: worker processes that make batches.
 
     Attributes:
-        text_columns: the text, or several columns that are joined by ``": "``.
-        fingerprint: sha256 of the source's content, the sizes, the seed and the protocol; set by :meth:`setup`.
-        split_sizes: rows of each split; set by :meth:`setup`.
+        text_columns: the column with the text, or several that are joined by `": "`.
+        fingerprint: sha256 of the source's content, the sizes, the seed and the protocol; set by `setup`.
+        split_sizes: rows in each split; set by `setup`.
 
     Raises:
-        DataError: an argument is out of range.
+        DataError: If an argument is out of range.
     """
 
     name: str
@@ -124,22 +125,22 @@ class TextDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def load_source(self) -> tuple[pa.Table, pa.Table]:
-        """Returns the training pool and the evaluation rows: tables of ``row`` and ``label`` (int64) and ``text``.
+        """Return the training pool and the evaluation rows: tables of `row` and `label` (int64) and `text`.
 
-        An unlabelled row has label -1. No column has nulls.
+        An unlabeled row has label -1. No column has nulls.
 
         Raises:
-            DataError: the data cannot be had or does not look as it should.
+            DataError: If the data cannot be loaded or is malformed.
         """
 
     @property
     def num_labels(self) -> int:
-        """Number of classes; known without a download."""
+        """The number of classes; known without a download."""
         return len(self.label_names)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, with a pad token and padding on the right."""
+        """The tokenizer, with a pad token and right padding."""
         return load_tokenizer(self.tokenizer_path, self.max_length)
 
     @property
@@ -148,103 +149,104 @@ class TextDataModule(LightningDataModule, ABC):
         return self.tokenizer.pad_token_id
 
     def prepare_data(self) -> None:
-        """Downloads, splits and tokenises, in one process, so that the others find all of it in the caches."""
+        """Download, split and tokenize in one process, so that the others find everything in the cache."""
         self.setup()
 
     def setup(self, stage: str | None = None) -> None:
-        """Makes the splits and their tokens, or reads them from the cache; a second call does nothing.
+        """Make the splits and their tokens, or read them from the cache; a second call does nothing.
 
         Raises:
-            DataError: the data or the tokenizer cannot be had, a class has too few rows, or the trainer has
-                ``overfit_batches``, for which Lightning would take the batches apart.
+            DataError: If the data or the tokenizer cannot be loaded, a class has too few rows, or the trainer has
+                `overfit_batches`, for which Lightning would replace the batch sampler.
         """
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
-            raise DataError("overfit_batches does not go with batches made by length: lower train_size instead.")
+            raise DataError("overfit_batches does not work with batches made by length: lower train_size instead.")
         if self._rows:
             return
         splits = self._load_splits()
         tokens = self._load_tokens(splits)
         self._rows = {split: self._select(splits, tokens, _positions(splits, split)) for split in SPLITS}
-        self._calibration = self._select(splits, tokens, self._calibration_positions(splits))
+        calibration = _positions(splits, "train")[: self.calibration_size]  # the rows of a smaller train come first
+        self._calibration = self._select(splits, tokens, calibration)
         if self.shuffle_calibration_labels:
             self._calibration.labels = self._permuted(self._calibration.labels)
         self.split_sizes = {split: len(rows) for split, rows in self._rows.items()}
         rank_zero_info(f"{self.name}: {self.split_sizes}, fingerprint {self.fingerprint[:12]}")
 
     def train_dataloader(self) -> Batches:
-        """Returns shuffled batches of ``train_on``, grouped by length; this rank's share in a distributed run."""
+        """Return shuffled batches of `train_on`, grouped by length; this rank's share in a distributed run."""
         rows = self._rows[self.train_on]
         fill = bool(self.pad_lengths)
         sampler = BatchSampler(rows.widths, self.batch_size, shuffle=True, seed=self.seed, fill=fill, **self._ranks())
         return ResumableDataLoader(rows, batch_size=None, sampler=sampler, **self._loading())
 
     def val_dataloader(self) -> Batches:
-        """Returns ``early_stop_on`` during a fit, eval when validating, and dev where there is no trainer."""
+        """Return `early_stop_on` during a fit, eval when validating, and dev without a trainer."""
         if self.trainer is None:
             return self.ordered_dataloader("dev")
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         return self.ordered_dataloader(self.early_stop_on if fitting else "eval")
 
     def test_dataloader(self) -> Batches:
-        """Returns eval, longest rows first."""
+        """Return eval, longest rows first."""
         return self.ordered_dataloader("eval")
 
     def texts_dataloader(self, texts: Sequence[str]) -> Batches:
-        """Returns texts of any origin, longest first, tokenised and batched as eval is.
+        """Return any texts, longest first, tokenized and batched like eval.
 
-        ``row`` is the place of a text among them, ``labels`` are -100.
+        `row` is the position in `texts`, `labels` are -100.
         """
         tokens = tokenize(self.tokenizer, texts, self.max_length).column("input_ids")
         places = torch.arange(len(texts))
-        rows = self._tokenised(tokens, torch.full_like(places, IGNORED_LABEL), places)
+        rows = self._tokenized(tokens, torch.full_like(places, IGNORED_LABEL), places)
         return self._ordered(rows, self.eval_batch_size, fill=bool(self.pad_lengths))
 
     def calibration_dataloader(self) -> Batches:
-        """Returns ``calibration_size`` rows of ``train`` once, in groups of at most 32 of about the same length.
+        """Return `calibration_size` rows of `train` once, in batches of at most 32 rows of similar length.
 
-        Every rank gets all of them. The groups depend on these rows alone: not on the batch size, the workers or
-        ``train_on``.
+        Every rank gets all of them. The batches depend on these rows alone, not on the batch size, the workers or
+        `train_on`.
         """
         return self._ordered(self._calibration, CALIBRATION_BATCH_SIZE)
 
     def num_tokens(self, split: str) -> int:
-        """Returns the tokens of all rows of ``split``, without padding."""
+        """Return the number of tokens in `split`, without padding."""
         return sum(self._rows[split].lengths)
 
     def split_key(self, split: str) -> str:
-        """Returns a digest of the rows of ``split``, their tokens, and how :meth:`ordered_dataloader` batches them."""
+        """Return a digest of the rows of `split`, their tokens, and how `ordered_dataloader` batches them."""
         lengths = json.dumps([self.eval_batch_size, self.eval_tokens, self.pad_lengths])
         return text_digest(self._tokens_digest, split, lengths)
 
     def ordered_dataloader(self, split: str, shared: bool = True) -> Batches:
-        """Returns every row of ``split`` once, longest first.
+        """Return every row of `split` once, longest first.
 
         Args:
-            split: Which.
-            shared: In a distributed run, whether this rank gets its share alone, and not all rows.
+            split: The split.
+            shared: In a distributed run, return only this rank's share of the rows.
         """
         options = {"tokens": self.eval_tokens, "fill": bool(self.pad_lengths)}
         ranks = self._ranks() if shared else {}
         return self._ordered(self._rows[split], self.eval_batch_size, **options, **ranks)
 
     def _ordered(self, rows: TokenizedRows, batch_size: int, **options: Any) -> Batches:
-        """Rows are of about one length, unless batches are to be full: to a GPU a small one costs as much."""
+        """Batch rows of similar length, unless batches are to be full: a GPU takes as long for a small one."""
         shortest = 0.0 if self.pad_lengths or options.get("tokens") else SHORTEST
         sampler = BatchSampler(rows.widths, batch_size, shuffle=False, shortest=shortest, **options)
         return DataLoader(rows, batch_size=None, sampler=sampler, **self._loading())
 
     def _loading(self) -> dict[str, Any]:
-        """Returns how batches are made; a GPU fetches from pinned memory while it computes."""
+        """Return the DataLoader options; a GPU copies from pinned memory while it computes."""
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return {"num_workers": self.num_workers, "pin_memory": on_gpu}
 
     def _ranks(self) -> dict[str, int]:
-        """Returns how many processes share the data and which of them this is; nothing when it is alone."""
+        """Return the number of ranks that share the data and this rank; empty for a single process."""
         kwargs = self.trainer.distributed_sampler_kwargs if self.trainer else None
         return kwargs or {}
 
     def _load_splits(self) -> pa.Table:
-        """Returns the table of ``row``, ``text``, ``label`` and ``split``, and sets the fingerprint."""
+        """Return the table of `row`, `text`, `label` and `split`, and set the fingerprint."""
         pool, held_out = self.load_source()
         sizes = json.dumps(asdict(self.sizes), sort_keys=True)
         self.fingerprint = text_digest(PROTOCOL, sizes, str(self.seed), table_digest(pool), table_digest(held_out))
@@ -253,21 +255,34 @@ class TextDataModule(LightningDataModule, ABC):
         return cached_table(path, key, lambda: self._draw(pool, held_out))
 
     def _draw(self, pool: pa.Table, held_out: pa.Table) -> pa.Table:
-        """Draws the splits and puts their rows one below the other."""
+        """Draw the splits and concatenate their rows."""
         pool_texts, pool_labels = pool.column("text").to_pylist(), pool.column("label").to_pylist()
         eval_texts, eval_labels = held_out.column("text").to_pylist(), held_out.column("label").to_pylist()
         drawn = draw_splits(pool_texts, pool_labels, eval_texts, eval_labels, self.sizes, self.seed, self.label_names)
+        self._report(drawn, len(pool))
         parts = [
             (held_out if split == "eval" else pool)
-            .take(drawn[split])
+            .take(drawn.rows[split])
             .select(["row", "text", "label"])
-            .append_column("split", pa.repeat(split, len(drawn[split])))
+            .append_column("split", pa.repeat(split, len(drawn.rows[split])))
             for split in SPLITS
         ]
         return pa.concat_tables(parts)
 
+    def _report(self, drawn: Splits, pool_size: int) -> None:
+        """Say which rows cannot be drawn, and warn of equal texts with different labels."""
+        if drawn.left_out:
+            reasons = ", ".join(f"{rows:,} {reason}" for reason, rows in drawn.left_out.items())
+            rank_zero_info(f"{self.name}: of {pool_size:,} training rows, some are left out: {reasons}")
+        if drawn.contradictions:
+            rank_zero_warn(
+                f"{self.name}: texts with different labels: {len(drawn.contradictions):,}, for example "
+                f"{drawn.contradictions[0][:80]!r}. At most one of the rows of such a text is drawn for training. "
+                "Check the labels."
+            )
+
     def _load_tokens(self, splits: pa.Table) -> pa.Table:
-        """Returns the table of ``input_ids``, a list for each row of ``splits``."""
+        """Return the table of `input_ids`, one list per row of `splits`."""
         digest = tokenizer_digest(self.tokenizer)
         key = {"fingerprint": self.fingerprint, "tokenizer": digest, "max_length": str(self.max_length)}
         self._tokens_digest = text_digest(*key.values())
@@ -275,73 +290,68 @@ class TextDataModule(LightningDataModule, ABC):
         texts = splits.column("text")
         return cached_table(path, key, lambda: tokenize(self.tokenizer, texts.to_pylist(), self.max_length))
 
-    def _calibration_positions(self, splits: pa.Table) -> np.ndarray:
-        """Returns where the rows for masks are: the last of each class of train, those of a smaller train."""
-        train = _positions(splits, "train")
-        if self.calibration_size is None:
-            return train
-        labels = splits.column("label").to_numpy()[train]
-        by_class = [train[labels == label] for label in range(self.num_labels)]
-        shares = allocate(self.calibration_size, [len(rows) for rows in by_class])
-        return np.concatenate([rows[len(rows) - share :] for rows, share in zip(by_class, shares, strict=True)])
-
     def _permuted(self, labels: Tensor) -> Tensor:
-        """Returns the labels in an order that the seed alone decides."""
+        """Return the labels, permuted by the seed alone."""
         return labels[random.Random(f"labels/{self.seed}").sample(range(len(labels)), len(labels))]
 
     def _select(self, splits: pa.Table, tokens: pa.Table, positions: np.ndarray) -> TokenizedRows:
-        """Returns the rows at these positions of the table of splits."""
+        """Return the rows at these positions of `splits`."""
         chosen, input_ids = splits.take(positions), tokens.column("input_ids").take(positions)
-        return self._tokenised(input_ids, _tensor(chosen.column("label")), _tensor(chosen.column("row")))
+        return self._tokenized(input_ids, _tensor(chosen.column("label")), _tensor(chosen.column("row")))
 
-    def _tokenised(self, input_ids: pa.ChunkedArray, labels: Tensor, rows: Tensor) -> TokenizedRows:
-        """Returns rows that batches are taken from, given a list of token ids for each."""
+    def _tokenized(self, input_ids: pa.ChunkedArray, labels: Tensor, rows: Tensor) -> TokenizedRows:
+        """Return rows, ready for batching, from one list of token ids per row."""
         tokens, lengths = _tensor(pc.list_flatten(input_ids)), _tensor(pc.list_value_length(input_ids))
         return TokenizedRows(tokens, lengths, labels, rows, self.pad_token_id, self.pad_lengths)
 
     def _check_arguments(self) -> None:
-        """Refuses sizes and names that cannot be meant, by name."""
-        plain = re.fullmatch(r"\w[\w .-]{0,99}", self.name) is not None  # a part of the names of cache files
+        """Refuse arguments that are out of range, by name."""
+        check_label_names(self.label_names)
+        plain = re.fullmatch(r"\w[\w .-]{0,99}", self.name) is not None  # part of the names of cache files
         _require(plain, "name", self.name, "up to 100 letters, digits, spaces, dots, hyphens and underscores")
         for name in ("batch_size", "eval_batch_size", "max_length"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for split, size in asdict(self.sizes).items():
             enough = size is None or size >= self.num_labels
-            _require(enough, f"{split}_size", size, f"at least {self.num_labels}, one row a class")
+            _require(enough, f"{split}_size", size, f"at least {self.num_labels}, one row per class")
         few, many = self.num_labels, self.sizes.train
         calibration = self.calibration_size
         fits = calibration is None or few <= calibration <= many
-        _require(fits, "calibration_size", calibration, f"from {few}, one row a class, to train_size, {many}")
+        _require(fits, "calibration_size", calibration, f"from {few}, one row per class, to train_size, {many}")
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
         _require(self.num_workers >= 0, "num_workers", self.num_workers, "0 or more")
         _require(self.train_on in get_args(TrainOn), "train_on", self.train_on, "'train' or 'head_init'")
         _require(self.early_stop_on in get_args(EarlyStopOn), "early_stop_on", self.early_stop_on, "'dev' or 'eval'")
         budget = self.eval_tokens
         fits = budget is None or (budget >= self.max_length and not self.pad_lengths)
-        _require(fits, "eval_tokens", budget, f"at least max_length, {self.max_length}, and None beside pad_lengths")
+        _require(fits, "eval_tokens", budget, f"at least max_length, {self.max_length}, and None with pad_lengths")
         reaches = self.pad_lengths is None or max(self.pad_lengths, default=0) >= self.max_length
         _require(reaches, "pad_lengths", self.pad_lengths, f"lengths up to max_length, {self.max_length}")
 
 
 def join_texts(table: pa.Table, columns: Sequence[str]) -> pa.ChunkedArray:
-    """Returns the one text column as it is, or several, trimmed and joined by ``": "``; no text is empty."""
-    texts = [pc.fill_null(table.column(name).cast(pa.large_string()), "") for name in columns]
+    """Return the one text column as it is, or several, trimmed and joined by `": "`; a missing text is empty.
+
+    Raises:
+        DataError: If a column does not hold text.
+    """
+    texts = [text_of(table, name) for name in columns]
     if len(texts) == 1:
         return texts[0]
     return pc.binary_join_element_wise(*map(pc.utf8_trim_whitespace, texts), pa.scalar(": ", pa.large_string()))
 
 
 def _positions(splits: pa.Table, split: str) -> np.ndarray:
-    """Returns where the rows of one split are."""
+    """Return the positions of the rows of one split."""
     return np.flatnonzero(splits.column("split").to_numpy() == split)
 
 
 def _tensor(column: pa.ChunkedArray) -> Tensor:
-    """Copies a column of numbers into a tensor."""
+    """Copy a numeric column into a tensor."""
     return torch.tensor(column.to_numpy())
 
 
 def _require(holds: bool, name: str, found: object, wanted: str) -> None:
-    """Raises for an argument out of range."""
+    """Raise unless an argument is in range."""
     if not holds:
         raise DataError(f"{name} is {found!r}, but must be {wanted}.")

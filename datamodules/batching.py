@@ -1,4 +1,4 @@
-"""Rows to batches: which rows go together, and how they are padded."""
+"""Batches: which rows go together, and how they are padded."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -11,27 +11,26 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 WINDOW = 16
-"""Training batches' worth of rows that are sorted by length together."""
+"""Number of training batches whose rows are sorted by length together."""
 
 SHORTEST = 0.9
-"""Length of a sorted batch's shortest row, at least, as a part of its longest: bounds the padding."""
+"""Lower bound of the shortest row's length in a sorted batch, relative to the longest: bounds the padding."""
 
 NO_ROW = -1
-"""In a batch: nothing, where a row would be. It has one padding token, the label that losses ignore, and no source."""
+"""Fills a batch that has too few rows: one padding token, a label that losses ignore, no source row."""
 
 IGNORED_LABEL = -100
-"""What ``torch.nn.functional.cross_entropy`` leaves out."""
+"""The label that `torch.nn.functional.cross_entropy` ignores."""
 
 
 def sorted_batches(
     lengths: Sequence[int], batch_size: int, shortest: float = SHORTEST, tokens: int | None = None
 ) -> list[list[int]]:
-    """Cuts the rows, longest first, into batches of at most ``batch_size`` rows of about the same length.
+    """Cut the rows, longest first, into batches of at most `batch_size` rows of similar length.
 
-    Longest first, so that a batch too large for the memory fails at once. ``shortest`` is the length of a batch's
-    shortest row, at least, as a part of its longest; with 0 all batches but the last have ``batch_size`` rows. With
-    ``tokens`` a batch has as many rows as make so many tokens, padding included, and at least one, instead of
-    ``batch_size``.
+    Longest first, so that a batch too large for the memory fails at once. A batch's shortest row has at least
+    `shortest` times the length of its longest; with 0 all batches but the last have `batch_size` rows. With `tokens`,
+    a batch has as many rows as fit into this many tokens, padding included, but at least one.
     """
     batches: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
@@ -44,9 +43,9 @@ def sorted_batches(
 
 
 def grouped_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Shuffles the rows, sorts windows of them by length, cuts batches and shuffles those.
+    """Shuffle the rows, sort windows of them by length, cut batches and shuffle those.
 
-    A pure function of its arguments. Every row is in one batch; all batches but one have ``batch_size`` rows.
+    A pure function of its arguments. Every row is in one batch; all batches but one have `batch_size` rows.
     """
     rng = random.Random(f"{seed}/{epoch}")
     order = list(range(len(lengths)))
@@ -59,27 +58,27 @@ def grouped_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: i
 
 
 def _cut(rows: list[int], size: int) -> list[list[int]]:
-    """Cuts a list into parts of ``size``, the last of which may be shorter."""
+    """Cut a list into parts of `size`; the last may be shorter."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 class BatchSampler(DistributedSampler[list[int]]):
-    """Yields the rows of one batch at a time; for a loader with ``batch_size=None``.
+    """Yield the row numbers of one batch at a time, for a loader with `batch_size=None`.
 
-    It deals whole batches to the ranks of a distributed run. As it is a ``DistributedSampler``, Lightning calls its
-    ``set_epoch`` and does not put one of its own in its place.
+    It distributes whole batches over the ranks. It is a `DistributedSampler`, so that Lightning calls its `set_epoch`
+    and does not replace it.
 
     Args:
-        lengths: tokens of each row, the padding to fixed lengths included.
-        batch_size: rows of a batch.
-        shuffle: group by length in a new order each epoch, else sort by length. When shuffled, ranks get equally many
-            batches (the first few are dealt twice if need be), else every batch is dealt once.
-        seed: of the shuffle.
-        num_replicas: ranks that share the rows.
-        rank: which of them this is.
-        shortest: as for :func:`sorted_batches`.
-        tokens: as for :func:`sorted_batches`.
-        fill: bring batches that are too short to ``batch_size`` by ``NO_ROW``.
+        lengths: tokens per row, including the padding to fixed lengths.
+        batch_size: rows per batch.
+        shuffle: group by length in a new order each epoch; otherwise sort by length. When shuffled, all ranks get the
+            same number of batches (the first few are used twice if needed); otherwise every batch is used once.
+        seed: seed of the shuffle.
+        num_replicas: number of ranks that share the rows.
+        rank: this rank.
+        shortest: as for `sorted_batches`.
+        tokens: as for `sorted_batches`.
+        fill: fill batches that are too short with `NO_ROW`, up to `batch_size`.
     """
 
     def __init__(
@@ -104,28 +103,28 @@ class BatchSampler(DistributedSampler[list[int]]):
         self.batches = self._deal()
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yields this rank's batches of the epoch, without those that were used before a resume."""
+        """Yield this rank's batches of the epoch, without those used before a resume."""
         batches = self.batches[self.used :]
         return (batch + [NO_ROW] * (self.batch_size - len(batch)) * self.fill for batch in batches)
 
     def __len__(self) -> int:
-        """Returns the batches of an epoch on this rank."""
+        """Return the number of batches per epoch on this rank."""
         return len(self.batches)
 
     @property
     def used(self) -> int:
-        """Batches of this epoch that were used before a resume."""
+        """The number of batches of this epoch that were used before a resume."""
         epoch, used = self.resume_at
         return used if epoch == self.epoch else 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Makes the batches of another epoch."""
+        """Make the batches of another epoch."""
         super().set_epoch(epoch)
         if self.shuffle:
             self.batches = self._deal()
 
     def _deal(self) -> list[list[int]]:
-        """Returns every ``num_replicas``-th batch, from ``rank`` on."""
+        """Return every `num_replicas`-th batch, starting at `rank`."""
         if not self.shuffle:
             batches = sorted_batches(self.lengths, self.batch_size, self.shortest, self.tokens)
             return batches[self.rank :: self.num_replicas]
@@ -135,23 +134,23 @@ class BatchSampler(DistributedSampler[list[int]]):
 
 
 class ResumableDataLoader(DataLoader[dict[str, Tensor]]):
-    """A loader over a :class:`BatchSampler` that goes on, from a Lightning checkpoint, after the last batch used."""
+    """A loader over a `BatchSampler` that resumes, from a Lightning checkpoint, after the last batch used."""
 
     used = 0
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
-        """Yields the batches; a generator, so that nothing is drawn before Lightning has set the epoch."""
+        """Yield the batches; a generator, so that no batch is made before Lightning has set the epoch."""
         self.used = self._batch_sampler.used
         for batch in super().__iter__():
             self.used += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Returns the epoch and how many of its batches were used."""
+        """Return the epoch and the number of its batches that were used."""
         return {"epoch": self._batch_sampler.epoch, "used": self.used}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Leaves out, in that epoch, the batches that were used when ``state`` was taken."""
+        """Skip, in that epoch, the batches that were used when `state` was taken."""
         self._batch_sampler.resume_at = (state["epoch"], state["used"])
 
     @property
@@ -160,17 +159,17 @@ class ResumableDataLoader(DataLoader[dict[str, Tensor]]):
 
 
 class TokenizedRows(Dataset[dict[str, Tensor]]):
-    """Tokenised rows; indexed by the rows of a batch, it gives that batch.
+    """Tokenized rows; indexed with the row numbers of a batch, they return that batch.
 
-    ``widths`` holds what each row is padded to where it is alone: group rows by it.
+    `widths` holds the padded length of each row on its own; rows are grouped by it.
 
     Args:
-        tokens: [all tokens] the token ids of all rows, end to end.
-        lengths: [N] how many of them each row has, at least one.
+        tokens: [total tokens] the token ids of all rows, concatenated.
+        lengths: [N] number of tokens per row, at least one.
         labels: [N] class of each row.
-        rows: [N] source row of each row.
+        rows: [N] position of each row in the source.
         pad_token_id: fills shorter rows on the right.
-        pad_lengths: lengths to pad to, the smallest that fits; None pads to the longest row of the batch.
+        pad_lengths: lengths to pad to, of which the smallest that fits is used; None pads to the longest row.
     """
 
     def __init__(
@@ -190,13 +189,13 @@ class TokenizedRows(Dataset[dict[str, Tensor]]):
         self.pad_token_id = pad_token_id
 
     def __len__(self) -> int:
-        """Returns the number of rows."""
+        """Return the number of rows."""
         return len(self.lengths)
 
     def __getitem__(self, batch: list[int]) -> dict[str, Tensor]:
-        """Returns input_ids and attention_mask [B, T], labels and row [B], all int64, padded on the right.
+        """Return input_ids and attention_mask [B, T], labels and row [B], all int64, padded on the right.
 
-        Where the batch has ``NO_ROW``, which is at its end, labels are ``IGNORED_LABEL`` and row is ``NO_ROW``.
+        A `NO_ROW`, which comes last in a batch, has the label `IGNORED_LABEL` and the row `NO_ROW`.
         """
         empty = batch.count(NO_ROW)
         batch = batch[: len(batch) - empty]
@@ -213,5 +212,5 @@ class TokenizedRows(Dataset[dict[str, Tensor]]):
 
 
 def _width(length: int, pad_lengths: Sequence[int]) -> int:
-    """Returns the first of the ascending ``pad_lengths`` that fits, or ``length`` where there are none."""
+    """Return the first of the ascending `pad_lengths` that fits, or `length` if there are none."""
     return next((width for width in pad_lengths if width >= length), length)

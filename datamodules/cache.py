@@ -1,4 +1,4 @@
-"""Tables on disk that are rebuilt, never believed, when they are not what was written."""
+"""Tables on disk with a digest; a damaged one is built again."""
 
 import hashlib
 import uuid
@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 
 def table_digest(table: pa.Table) -> str:
-    """Returns the sha256 of the names and values of all columns, whatever the chunks they are stored in."""
+    """Return the sha256 of the names and values of all columns, independent of their chunks."""
     digest = hashlib.sha256()
     for name in table.column_names:
         digest.update(name.encode() + b"\0")
@@ -22,7 +22,7 @@ def table_digest(table: pa.Table) -> str:
 
 
 def text_digest(*texts: str) -> str:
-    """Returns the sha256 of several texts, told apart by their lengths."""
+    """Return the sha256 of several texts; their lengths separate them."""
     digest = hashlib.sha256()
     for text in texts:
         digest.update(f"{len(text)}:{text}".encode())
@@ -30,35 +30,35 @@ def text_digest(*texts: str) -> str:
 
 
 def cached_table(path: Path, key: Mapping[str, str], build: Callable[[], pa.Table]) -> pa.Table:
-    """Returns the table at ``path`` if it was written for ``key`` and is whole, else builds and writes it.
+    """Return the table at `path` if it was written for `key` and is intact; otherwise build and write it.
 
     Args:
-        path: a parquet file; its folder is made if need be.
-        key: what the table was made from, kept in the file's schema metadata beside a digest of its content.
-        build: makes the table when there is none to read.
+        path: a Parquet file; its folder is made if needed.
+        key: what the table is made from; kept in the file's schema metadata with a digest of the content.
+        build: makes the table.
     """
     if path.exists():
         try:
             return _read(path, key)
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as err:
-            rank_zero_warn(f"The cache file {path} is damaged ({err}): it is built again.")
+            rank_zero_warn(f"The cache file {path} is damaged ({err}) and is built again.")
     table = build()
     _write(table.replace_schema_metadata({**key, "digest": _content_digest(table)}), path)
     return table
 
 
 def _content_digest(table: pa.Table) -> str:
-    """Returns a digest of names, values and, other than :func:`table_digest`, types: 1 is not 1.0."""
+    """Return a digest of names, values and, unlike `table_digest`, types: 1 is not 1.0."""
     return text_digest(table_digest(table), *map(_type_name, table.schema.types))
 
 
 def _type_name(kind: pa.DataType) -> str:
-    """Returns the name of a type; a list's is that of its values, whose name in a schema Parquet changes."""
+    """Return the name of a type; for a list that of its values, because Parquet renames the list's item field."""
     return f"list of {kind.value_type}" if pa.types.is_list(kind) else str(kind)
 
 
 def _values(column: pa.ChunkedArray) -> list[memoryview | bytes]:
-    """Returns the values of a column without nulls as buffers: lengths and then content, for text and lists."""
+    """Return the values of a column without nulls as buffers; for text and lists the lengths, then the content."""
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         lengths = pc.binary_length(column).cast(pa.int64()).to_numpy()
         return [lengths.tobytes(), *(_text_bytes(chunk) for chunk in column.chunks)]
@@ -69,7 +69,7 @@ def _values(column: pa.ChunkedArray) -> list[memoryview | bytes]:
 
 
 def _text_bytes(chunk: pa.Array) -> memoryview:
-    """Returns the UTF-8 bytes of one chunk, end to end, without copying them."""
+    """Return the UTF-8 bytes of one chunk, concatenated, without a copy."""
     chunk = chunk.cast(pa.large_string())
     _, offsets, data = chunk.buffers()
     bounds = memoryview(offsets).cast("q")[chunk.offset : chunk.offset + len(chunk) + 1]
@@ -77,8 +77,8 @@ def _text_bytes(chunk: pa.Array) -> memoryview:
 
 
 def _read(path: Path, key: Mapping[str, str]) -> pa.Table:
-    """Reads a table and checks that it is the one that was written for ``key``."""
-    table = pq.read_table(path, partitioning=None)  # else a folder named a=b would become a column
+    """Read a table and check that it was written for `key`."""
+    table = pq.read_table(path, partitioning=None)  # otherwise a folder named a=b becomes a column
     metadata = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
     if metadata != {**key, "digest": _content_digest(table)}:
         raise ValueError("its content does not match its digest")
@@ -86,7 +86,7 @@ def _read(path: Path, key: Mapping[str, str]) -> pa.Table:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    """Writes a table under a name of its own and renames it, so that a reader meets all of it or nothing."""
+    """Write a table to a temporary file and rename it, so that a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:

@@ -1,4 +1,4 @@
-"""The embedded dataset: which installed library was this docstring written for?"""
+"""The embedded dataset: for which installed library was this docstring written?"""
 
 import ast
 import gc
@@ -16,18 +16,19 @@ import pyarrow as pa
 from datamodules.base import TextDataModule
 from datamodules.cache import cached_table, text_digest
 from datamodules.errors import DataError
+from datamodules.keys import loose_key
 from datamodules.splits import allocate, candidates, draw_keys
 
 LIBRARIES = ("matplotlib", "networkx", "numpy", "pandas", "sympy", "torch", "transformers")
-"""All are installed wherever this package is: it needs them, or what it needs does."""
+"""All are direct or indirect dependencies of this package."""
 
 PER_LIBRARY = 800
 HELD_OUT = 1000
 MIN_WORDS = 5
-"""Plain words that a paragraph has at least: without them it is a bare signature or a title."""
+"""Fewest plain words in a paragraph; with fewer it is a signature or a title."""
 
 COLLECTION = "1"
-"""Part of the cache's key: raise it whenever the same sources would give other paragraphs."""
+"""Part of the cache key: increase it whenever the same sources give other paragraphs."""
 
 BLANK = "___"
 _LIBRARY_NAMES = re.compile(
@@ -41,10 +42,10 @@ Definition = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class Docstrings(TextDataModule):
-    """First paragraphs of docstrings, read from the source of installed packages; no download and no import.
+    """First paragraphs of docstrings, read from the source of installed packages without a download or an import.
 
-    The names of the libraries and their usual aliases are blanked out. There are 800 different paragraphs of each
-    library, of which 1,000 in all are held out for evaluation, whatever the seed.
+    The names of the libraries and their usual aliases are blanked out. Each library has 800 different paragraphs.
+    1,000 of all paragraphs are held out for evaluation; they do not depend on the seed.
     """
 
     name = "docstrings"
@@ -52,7 +53,7 @@ class Docstrings(TextDataModule):
     eval_split_name = "held out"
 
     def load_source(self) -> tuple[pa.Table, pa.Table]:
-        """Reads the paragraphs and holds some out; ``row`` is the place among all of them."""
+        """Read the paragraphs and hold some out; `row` is the position among all of them."""
         versions = {library: _installed(library)[0] for library in LIBRARIES}
         key = {"collection": COLLECTION, **versions}
         path = self.cache_dir / "docstrings" / f"{text_digest(*key.values())[:16]}.parquet"
@@ -62,8 +63,8 @@ class Docstrings(TextDataModule):
 
 
 def collect() -> pa.Table:
-    """Returns ``row``, ``text`` and ``label`` of ``PER_LIBRARY`` paragraphs of each library."""
-    gc.freeze()  # or each collection looks through all imported modules, which takes half the time
+    """Return `row`, `text` and `label` of `PER_LIBRARY` paragraphs of each library."""
+    gc.freeze()  # otherwise each garbage collection visits all imported modules, which takes half the time
     try:
         texts = [text for library in LIBRARIES for text in library_paragraphs(library, PER_LIBRARY)]
     finally:
@@ -73,33 +74,33 @@ def collect() -> pa.Table:
 
 
 def hold_out(corpus: pa.Table, size: int) -> list[int]:
-    """Draws ``size`` stratified rows by the hash of their text."""
+    """Draw `size` stratified rows by the hashes of their texts."""
     texts, labels = corpus.column("text").to_pylist(), corpus.column("label").to_pylist()
-    by_class = candidates(texts, labels, draw_keys(texts, "held out"), set(), len(LIBRARIES))
+    by_class = candidates(texts, labels, draw_keys(map(loose_key, texts), "held out"), len(LIBRARIES))
     shares = allocate(size, [len(rows) for rows in by_class])
     return [row for rows, share in zip(by_class, shares, strict=True) for row in rows[:share]]
 
 
 def library_paragraphs(library: str, size: int) -> list[str]:
-    """Returns the first ``size`` different paragraphs, the files visited in the order of their paths' hashes.
+    """Return the first `size` different paragraphs, in the order of the hashes of the files' paths.
 
     Raises:
-        DataError: the library is not installed, or its source has too few docstrings.
+        DataError: If the library is not installed, or its source has too few docstrings.
     """
     found: dict[bytes, str] = {}
     for file in _source_files(library):
         for text in map(blank_names, first_paragraphs(file.read_bytes())):
             if sum(word.strip(".,;:()'\"").isalpha() for word in text.split()) >= MIN_WORDS:
-                found.setdefault(draw_keys([text], "")[0], text)
+                found.setdefault(loose_key(text), text)
         if len(found) >= size:
             return list(found.values())[:size]
-    raise DataError(f"{size} docstrings of {library} are needed, but its source has {len(found)}. Install it again.")
+    raise DataError(f"{size} docstrings of {library} are needed, but its source has {len(found)}. Reinstall it.")
 
 
 def first_paragraphs(source: bytes) -> Iterator[str]:
-    """Yields the first paragraph, on one line, of each docstring of a module, a class or a function."""
+    """Yield the first paragraph of each docstring of a module, class or function, on one line."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # about escapes in other people's strings
+        warnings.simplefilter("ignore", SyntaxWarning)  # about escape sequences in the libraries' strings
         tree = ast.parse(source)
     for node in _definitions(tree):
         paragraph = (ast.get_docstring(node) or "").split("\n\n")[0]
@@ -107,7 +108,7 @@ def first_paragraphs(source: bytes) -> Iterator[str]:
 
 
 def _definitions(node: Definition) -> Iterator[Definition]:
-    """Yields ``node`` and the classes and functions in its body; faster than ``ast.walk``, which visits all."""
+    """Yield `node` and the classes and functions in its body; faster than `ast.walk`, which visits every node."""
     yield node
     for child in node.body:
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -115,12 +116,12 @@ def _definitions(node: Definition) -> Iterator[Definition]:
 
 
 def blank_names(text: str) -> str:
-    """Replaces the names of all the libraries, their aliases, and words made with them."""
+    """Replace the names of the libraries, their aliases, and words that contain them."""
     return _LIBRARY_NAMES.sub(BLANK, text)
 
 
 def _source_files(library: str) -> list[Path]:
-    """Lists the library's Python files, tests aside, in the order of their paths' hashes."""
+    """List the library's Python files without its tests, in the order of the hashes of their paths."""
     _, root = _installed(library)
     paths = [file.relative_to(root) for file in root.rglob("*.py")]
     kept = [path.as_posix() for path in paths if not _TEST_FOLDERS.intersection(path.parts)]
@@ -128,7 +129,7 @@ def _source_files(library: str) -> list[Path]:
 
 
 def _installed(library: str) -> tuple[str, Path]:
-    """Returns the version and the folder of a library, without importing it."""
+    """Return the version and the folder of a library without importing it."""
     spec = find_spec(library)
     if spec is None or not spec.submodule_search_locations:
         raise DataError(f"The docstrings dataset reads the source of {library}, which is not installed. Install it.")

@@ -1,7 +1,7 @@
-"""The one exception that a user's mistake, or missing data, raises."""
+"""The exception for missing data and for mistakes in it."""
 
 
 class DataError(ValueError):
-    """Data that cannot be had, read or split as asked; the message says what was found and what to do."""
+    """Data that cannot be loaded, read or split; the message says what was found and what to do."""
 
     is_user_error = True

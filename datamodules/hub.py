@@ -1,33 +1,36 @@
-"""Datasets that ``datasets.load_dataset`` can load: from the hub, or from CSV, JSON lines and Parquet files."""
+"""Datasets from the Hugging Face Hub, and from files and folders of one's own."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from datamodules.base import TextDataModule, join_texts
 from datamodules.errors import DataError
-from datamodules.hub_access import OFFLINE_ADVICE, endpoint, is_reachable, offline_datasets
+from datamodules.files import FORMATS, class_names, find_files, read_table
+from datamodules.hub_access import endpoint, is_reachable, loading_advice, offline_datasets, root_cause
+from datamodules.labels import label_numbers
 
-if TYPE_CHECKING:
-    from datasets import DatasetDict
+OTHER_FORMATS = ("arrow", "text")
+"""File formats that only `datasets` reads."""
 
-FILE_FORMATS = ("arrow", "csv", "json", "parquet", "text")
+GUESSED = {"csv": ("int", "float", "bool", "null", "timestamp"), "json": ("timestamp",)}
+"""Types that `datasets` gives to what is text in a file of a format."""
 
 
 class HubDataModule(TextDataModule):
-    """A dataset that is named by class attributes alone.
+    """A dataset that is defined by class attributes alone.
 
     Attributes:
-        path: hub id, a folder, or a file format such as ``"csv"`` for ``data_files``.
-        config: configuration of the dataset, where it has several.
-        data_files: files of each split.
-        label_column: the class, as a number from 0 or as one of ``label_names``.
+        path: hub id, a folder, or `"csv"`, `"json"` or `"parquet"` for `data_files`.
+        config: configuration of the dataset, if it has several.
+        data_files: files of each split: paths, or patterns with `*`.
+        label_column: the column with the class: one of `label_names`, or its number from 0.
         train_split: the split that head_init, train and dev are drawn from.
-        eval_split_name: the labelled split that is kept whole for evaluation.
+        eval_split_name: the labeled split for evaluation.
     """
 
     path: str
@@ -37,68 +40,117 @@ class HubDataModule(TextDataModule):
     train_split = "train"
 
     def load_source(self) -> tuple[pa.Table, pa.Table]:
-        """Loads both splits; see :meth:`TextDataModule.load_source`."""
-        found = self._load_dataset()
-        return self._table(found, self.train_split), self._table(found, self.eval_split_name)
+        """Load both splits; see `TextDataModule.load_source`."""
+        file_format, splits = self._find_splits()
+        return self._load(file_format, splits, self.train_split), self._load(file_format, splits, self.eval_split_name)
 
-    def _load_dataset(self) -> "DatasetDict":
-        """Loads all splits; from the local copy at once where the hub does not answer."""
-        from datasets import load_dataset  # takes a second, which the embedded dataset need not spend
-
-        from_files = self.path in FILE_FORMATS
-        online = from_files or is_reachable(self.path, "dataset")
+    def _find_splits(self) -> tuple[str | None, Mapping[str, Any]]:
+        """Return a file format and the files of each split; for what `datasets` loads, None and the loaded splits."""
+        if self.path in FORMATS:
+            return self.path, self.data_files or {}
         try:
-            with nullcontext() if online else offline_datasets():
-                return load_dataset(self.path, self.config, data_files=self.data_files)
+            return self._files_of_folder() or (None, self._load_dataset())
         except Exception as err:
-            asked = f"{self.path!r} (configuration {self.config or 'default'}, files {self.data_files or 'all'})"
-            places = "" if from_files else f", neither from {endpoint()} nor from a local copy"
-            advice = "Check data_files." if from_files else OFFLINE_ADVICE
-            found = f"{type(err).__name__}: {str(err).partition(chr(10))[0].rstrip('.')}"
-            raise DataError(f"The dataset {asked} could not be loaded{places}: {found}. {advice}") from err
+            wanted = f"{self.path!r} (configuration {self.config or 'default'}, files {self.data_files or 'all'})"
+            raise DataError(f"The dataset {wanted} could not be loaded{self._why_not_loaded(err)}") from err
 
-    def _table(self, found: "DatasetDict", split: str) -> pa.Table:
-        """Returns ``row``, ``text`` and ``label`` of one split."""
-        if split not in found:
-            raise DataError(f"The dataset {self.path!r} has no split {split!r}, only {sorted(found)}.")
-        columns = [*self.text_columns, self.label_column]
-        missing = [name for name in columns if name not in found[split].column_names]
+    def _files_of_folder(self) -> tuple[str, Mapping[str, Any]] | None:
+        """Return the format and the files of a folder, as `datasets` finds them; None if only `datasets` reads it.
+
+        `datasets` would read CSV files by pandas: 0007 becomes 7, NA is missing, and of a row with one field more than
+        there are columns the first is dropped.
+        """
+        if not Path(self.path).is_dir():
+            return None
+        from datasets import load_dataset_builder
+
+        builder = load_dataset_builder(self.path, self.config, data_files=self.data_files)
+        file_format = type(builder).__module__.rpartition(".")[2]
+        declared = builder.info.features is not None or getattr(builder.config, "sep", ",") != ","  # in its README.md
+        return None if declared or file_format not in FORMATS else (file_format, builder.config.data_files)
+
+    def _load_dataset(self) -> Mapping[str, Any]:
+        """Load all splits; from the local copy at once if the hub does not answer."""
+        from datasets import load_dataset  # takes a second, which the embedded dataset does not need to spend
+
+        online = self.path in OTHER_FORMATS or is_reachable(self.path, "dataset")
+        with nullcontext() if online else offline_datasets():
+            return load_dataset(self.path, self.config, data_files=self.data_files)
+
+    def _why_not_loaded(self, err: Exception) -> str:
+        """Return where the dataset was looked for, the cause and what to do."""
+        from datasets.config import HF_DATASETS_CACHE
+
+        cause = root_cause(err)
+        if "[" in self.path:
+            return f": {cause}. In a folder's name `datasets` takes [ for a pattern. Rename the folder."
+        if self.path in OTHER_FORMATS or Path(self.path).is_dir():
+            return f": {cause}. Check the files, or name them in data_files with path csv, json or parquet."
+        return f", neither from {endpoint()} nor from a local copy: {cause}. {loading_advice(HF_DATASETS_CACHE)}"
+
+    def _load(self, file_format: str | None, splits: Mapping[str, Any], split: str) -> pa.Table:
+        """Return `row`, `text` and `label` of one split."""
+        if split not in splits:
+            raise DataError(
+                f"The dataset {self.path!r} has no split {split!r}, only {sorted(splits)}. Set data_files, train_split "
+                "and eval_split."
+            )
+        parts = self._read(file_format, splits[split]) if file_format else [self._take(splits[split], split)]
+        table = pa.concat_tables(parts)
+        return table.add_column(0, "row", [np.arange(len(table))])
+
+    def _read(self, file_format: str, files: str | list[str]) -> list[pa.Table]:
+        """Return `text` and `label` of each file; the files' columns may be of different types."""
+        tables = {path: read_table(path, file_format, self._columns) for path in find_files(files)}
+        return [self._convert(table, class_names(table, self.label_column), path) for path, table in tables.items()]
+
+    def _take(self, dataset: Any, split: str) -> pa.Table:
+        """Return `text` and `label` of what `datasets` loaded."""
+        missing = [name for name in self._columns if name not in dataset.column_names]
         if missing:
             raise DataError(
-                f"The split {split!r} of {self.path!r} has no column {missing}, only {found[split].column_names}. "
+                f"The split {split!r} of {self.path!r} has no column {missing}, only {dataset.column_names}. "
                 "Set text_columns and label_column."
             )
-        table = found[split].select_columns(columns).with_format("arrow")[:]
-        return pa.table(
-            {"row": np.arange(len(table)), "text": join_texts(table, self.text_columns), "label": self._labels(table)}
-        )
+        for name in self.text_columns:
+            dtype = str(getattr(dataset.features[name], "dtype", ""))
+            if dtype.startswith(GUESSED.get(dataset.info.builder_name, ())):
+                raise DataError(
+                    f"`datasets` has read the column {name!r} of {self.path!r} as {dtype}, so that its text is not "
+                    "what the files say (007 is 7). Download the files, and name them in data_files with path csv "
+                    "or json."
+                )
+        names = getattr(dataset.features[self.label_column], "names", None)
+        table = dataset.select_columns(self._columns).with_format("arrow")[:]
+        return self._convert(table, names, f"The split {split!r} of {self.path!r}")
 
-    def _labels(self, table: pa.Table) -> pa.ChunkedArray:
-        """Returns the classes as numbers; -1 where there is none."""
-        column = table.column(self.label_column)
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            unknown = sorted(set(column.to_pylist()) - {*self.label_names, None})
-            if unknown:
-                raise DataError(f"{self.path!r} has labels {unknown[:5]}, which label_names {self.label_names} lacks.")
-            column = pc.index_in(column, pa.array(self.label_names, column.type))
-        return pc.fill_null(column.cast(pa.int64()), -1)
+    def _convert(self, table: pa.Table, own_names: list[str] | None, source: object) -> pa.Table:
+        try:
+            labels = label_numbers(table, self.label_column, self.label_names, own_names)
+            return pa.table({"text": join_texts(table, self.text_columns), "label": labels})
+        except DataError as err:
+            raise DataError(f"{source}: {err}") from err
+
+    @property
+    def _columns(self) -> list[str]:
+        return list(dict.fromkeys([*self.text_columns, self.label_column]))
 
 
 class HubTextDataModule(HubDataModule):
-    """A dataset that is named by arguments: one of your own is a YAML file, and no code.
+    """A dataset that is defined by arguments: your own is a YAML file without code.
 
     Args:
-        tokenizer: hub id or folder of a tokenizer.
-        path: hub id, a folder, or ``csv``, ``json`` or ``parquet`` for ``data_files``.
-        name: what results call the dataset.
+        tokenizer: hub id or folder of the tokenizer.
+        path: hub id, a folder, or `csv`, `json` or `parquet` for `data_files`.
+        name: name of the dataset in results.
         label_names: the classes in the order of their numbers.
-        eval_split: the labelled split that is kept whole for evaluation.
-        text_columns: the text, or several columns that are joined by ``": "``.
-        label_column: the class, as a number from 0 or as one of ``label_names``.
+        eval_split: the labeled split for evaluation.
+        text_columns: the column with the text, or several that are joined by `": "`.
+        label_column: the column with the class: one of `label_names`, or its number from 0.
         train_split: the split that head_init, train and dev are drawn from.
-        config: configuration of the dataset, where it has several.
-        data_files: files of each split.
-        **kwargs: see :class:`TextDataModule`.
+        config: configuration of the dataset, if it has several.
+        data_files: files of each split: paths, or patterns with `*`.
+        **kwargs: see `TextDataModule`.
     """
 
     def __init__(

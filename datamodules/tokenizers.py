@@ -1,4 +1,4 @@
-"""The tokenizer: loaded, identified and run over all texts at once."""
+"""The tokenizer: load it, identify it, and apply it to all texts at once."""
 
 import json
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from datamodules.cache import text_digest
 from datamodules.errors import DataError
-from datamodules.hub_access import OFFLINE_ADVICE, endpoint, is_reachable
+from datamodules.hub_access import endpoint, is_reachable, loading_advice, root_cause
 
 
 def load_tokenizer(path: str, max_length: int) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer of a hub repository or a folder; it pads on the right, with eos if it has no pad token.
+    """Load a tokenizer from the hub or a folder; it pads on the right, with eos if it has no pad token.
 
     Raises:
-        DataError: there is none at ``path``, or it takes fewer than ``max_length`` tokens.
+        DataError: If there is none at `path`, or it takes fewer than `max_length` tokens.
     """
     try:
         offline = not is_reachable(path, "model")
@@ -23,7 +23,7 @@ def load_tokenizer(path: str, max_length: int) -> PreTrainedTokenizerBase:
     except Exception as err:
         raise DataError(
             f"The tokenizer {path!r} could not be loaded, neither from a folder nor from {endpoint()} nor from a local "
-            f"copy ({type(err).__name__}: {str(err).partition(chr(10))[0].rstrip('.')}). {OFFLINE_ADVICE}"
+            f"copy ({root_cause(err)}). {loading_advice()}"
         ) from err
     if max_length > tokenizer.model_max_length:
         raise DataError(f"max_length is {max_length}, but the model of {path!r} takes {tokenizer.model_max_length}.")
@@ -36,7 +36,7 @@ def load_tokenizer(path: str, max_length: int) -> PreTrainedTokenizerBase:
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Returns a digest of all that decides the tokens of a text."""
+    """Return a digest of everything that determines the tokens of a text."""
     if not tokenizer.is_fast:
         return text_digest(type(tokenizer).__name__, json.dumps(tokenizer.get_vocab(), sort_keys=True))
     content = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -44,7 +44,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> pa.Table:
-    """Returns ``input_ids`` (lists of int32), special tokens included; a text without tokens becomes one pad token."""
+    """Return `input_ids` (lists of int32), special tokens included; a text without tokens becomes one pad token."""
     encoded = tokenizer(list(texts), truncation=True, max_length=max_length, return_attention_mask=False)
     rows = [ids or [tokenizer.pad_token_id] for ids in encoded["input_ids"]]
     return pa.table({"input_ids": pa.array(rows, pa.list_(pa.int32()))})

@@ -8,5 +8,5 @@ class YelpReviewFull(HubDataModule):
 
     name = "yelp"
     path = "Yelp/yelp_review_full"
-    label_names = ("1 star", "2 stars", "3 stars", "4 stars", "5 stars")
+    label_names = ("1 star", "2 star", "3 stars", "4 stars", "5 stars")  # as the dataset spells them
     eval_split_name = "test"

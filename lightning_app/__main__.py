@@ -1,6 +1,7 @@
 """`influence` and `python -m lightning_app`: picks the command, and loads only what that command needs."""
 
 import argparse
+import locale
 import os
 import signal
 import sys
@@ -60,6 +61,16 @@ def _report(folder: Path) -> str:
     return write_report(folder)
 
 
+def ensure_utf8() -> None:
+    """Start this process again in UTF-8 mode if the locale has another encoding.
+
+    jsonargparse reads and saves configurations in the encoding of the locale.
+    """
+    if not sys.flags.utf8_mode and locale.getencoding().lower() not in ("utf-8", "utf8"):
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, "-m", "lightning_app", *sys.argv[1:]])
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs a command.
 
@@ -68,7 +79,9 @@ def main(argv: list[str] | None = None) -> int:
         128 plus the number of the signal that stopped it: 130 for Ctrl-C, 143 for SIGTERM, 141 where its output is
         read no further.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        ensure_utf8()
+        argv = sys.argv[1:]
     command = build_parser().parse_known_args(argv[:1])[0].command
     sigterm.can_wait = sigterm.asked = False
     before = signal.signal(signal.SIGTERM, sigterm)

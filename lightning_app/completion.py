@@ -1,4 +1,4 @@
-"""`influence completion`: a script by which a shell completes commands, options and their values."""
+"""`influence completion`: a script with which a shell completes commands, options and their values."""
 
 from importlib import import_module
 from importlib.util import find_spec
@@ -13,26 +13,26 @@ from lightning_app.run.cli import InfluenceCLI
 from lightning_app.run.configs import configs_folder
 
 SHIPPED = {"datasets": "data", "arms": "arms", "accelerator": "accelerator"}
-"""Options of `influence experiment` whose values are names of shipped files, and the folder of these."""
+"""Options of `influence experiment` whose values are names of shipped files, and the folders of these files."""
 
 Shell = Literal["bash", "zsh", "tcsh"]
 
 
 class Commands(InfluenceCLI):
-    """Knows the commands of LightningCLI and runs none."""
+    """The parsers of LightningCLI's commands; no command runs."""
 
     def __init__(self) -> None:
         super().__init__([])
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parses nothing."""
+        """Sets what LightningCLI reads, without arguments."""
         self.config = Namespace(subcommand=None, seed_everything=False)
 
     def before_instantiate_classes(self) -> None:
-        """Places nothing."""
+        """Skips the folder of a run."""
 
     def instantiate_classes(self) -> None:
-        """Builds nothing."""
+        """Skips model, data and Trainer."""
 
 
 def build_parser() -> ArgumentParser:
@@ -48,7 +48,7 @@ def build_parser() -> ArgumentParser:
 
 
 def all_commands() -> ArgumentParser:
-    """One parser that knows every option of every command, which takes seconds to make."""
+    """One parser with every option of every command; making it takes seconds."""
     parsers = dict(Commands()._subcommand_parsers)
     parsers |= {name: import_module(COMMANDS[name]).build_parser() for name in OTHER_COMMANDS}
     for action in parsers["experiment"]._actions:

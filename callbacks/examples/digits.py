@@ -42,7 +42,7 @@ class DigitsClassifier(LightningModule):
 
 
 def digits() -> tuple[DataLoader, DataLoader]:
-    """Returns 1,400 training images and 397 others, 8 by 8 pixels between 0 and 1."""
+    """Return 1,400 training images and 397 others, 8 by 8 pixels between 0 and 1."""
     data = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
     rows = TensorDataset(images, torch.tensor(data.target))
@@ -51,7 +51,7 @@ def digits() -> tuple[DataLoader, DataLoader]:
 
 
 def main(**trainer_options: Any) -> tuple[DigitsClassifier, InfluenceMasking, Trainer]:
-    """Trains with the lowest 5 % by SNIP held at the value that they were drawn with."""
+    """Train with the lowest 5 % by SNIP held at the value that they were drawn with."""
     seed_everything(0)
     masking = InfluenceMasking(
         fraction=0.05, score="snip", targets=r"(features|head)\..*weight", num_samples=1000, action="freeze"

@@ -61,7 +61,7 @@ class Sentences(LightningDataModule):
 
 
 def main(**trainer_options: Any) -> tuple[SentenceClassifier, InfluenceMasking, Trainer]:
-    """Trains with the default targets, the attention and MLP matrices, 5 % of them held at zero."""
+    """Train with the default targets, the attention and MLP matrices, 5 % of them held at zero."""
     seed_everything(0)
     masking = InfluenceMasking(fraction=0.05, num_samples=250)
     model = SentenceClassifier()

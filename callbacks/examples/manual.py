@@ -14,7 +14,7 @@ from influence_masking import InfluenceMasking
 
 
 class ManualRegressor(LightningModule):
-    """Fits a curve with two optimizers and a schedule; it knows nothing of masks."""
+    """Fit a curve with two optimizers and a schedule; it knows nothing of masks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,13 +43,13 @@ class ManualRegressor(LightningModule):
 
 
 def curve() -> DataLoader:
-    """Returns 256 points of a sine."""
+    """Return 256 points of a sine."""
     x = torch.linspace(-3, 3, 256).unsqueeze(1)
     return DataLoader(TensorDataset(x, x.sin()), batch_size=32, shuffle=True)
 
 
 def main(**trainer_options: Any) -> tuple[ManualRegressor, InfluenceMasking, Trainer]:
-    """Trains with the 200 weights of the highest theta * gradient held at zero."""
+    """Train with the 200 weights of the highest theta * gradient held at zero."""
     seed_everything(0)
     masking = InfluenceMasking(
         count=200, score="taylor", tail="highest", targets=["encoder.2", "decoder"], num_samples=256

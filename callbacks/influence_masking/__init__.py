@@ -1,4 +1,4 @@
-"""Select weights by one gradient, and zero, freeze or alone train them: a PyTorch Lightning callback and its parts."""
+"""Select weights by one gradient, then zero, freeze or exclusively train them: a Lightning callback and its parts."""
 
 from influence_masking.callback import InfluenceMasking
 from influence_masking.errors import MaskingError

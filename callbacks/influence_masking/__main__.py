@@ -1,4 +1,4 @@
-"""Looks into mask files: ``python -m influence_masking inspect FILE...`` and ``compare FILE FILE...``."""
+"""Look into mask files: `python -m influence_masking inspect FILE...` and `compare FILE FILE...`."""
 
 import argparse
 import itertools
@@ -10,12 +10,12 @@ from influence_masking.masks.mask import Mask
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m influence_masking", description="Look into mask files.")
     commands = parser.add_subparsers(dest="command", required=True)
-    inspect = commands.add_parser("inspect", help="what each mask selects, by layer and projection")
+    inspect = commands.add_parser("inspect", help="show what each mask selects, by layer and projection")
     inspect.add_argument("files", nargs="+", metavar="FILE")
-    compare = commands.add_parser("compare", help="how much each pair of masks has in common")
+    compare = commands.add_parser("compare", help="show how much each pair of masks has in common")
     compare.add_argument("files", nargs="+", metavar="FILE")
     options = parser.parse_args(arguments)
     if options.command == "compare" and len(options.files) < 2:

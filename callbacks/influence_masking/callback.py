@@ -227,7 +227,7 @@ class InfluenceMasking(Callback):
                 f"The checkpoint's state of InfluenceMasking is damaged: it has no {missing[0]!r}. Use another "
                 "checkpoint."
             )
-        self.mask = Mask.from_state_dict(state_dict["mask"])
+        self.mask = Mask.from_state_dict(state_dict["mask"])  # keeps its tensors: Lightning passes a deep copy
         vars(self).update({name: state_dict[name] for name in RESULTS})
 
     def _begin(self, trainer: Trainer, module: LightningModule) -> None:

@@ -11,7 +11,7 @@ import torch
 from influence_masking.errors import MaskingError
 from influence_masking.masks.mask import Mask
 from influence_masking.options import MaskingOptions
-from influence_masking.runtime.processes import Processes
+from influence_masking.runtime.processes import Ranks
 from influence_masking.snapshot import Snapshot
 
 
@@ -38,14 +38,14 @@ RESULTS = tuple(result.name for result in fields(Measurement))
 
 
 def make_mask(
-    take_snapshot: Callable[[], Snapshot], options: MaskingOptions, processes: Processes
+    take_snapshot: Callable[[], Snapshot], options: MaskingOptions, processes: Ranks
 ) -> tuple[Mask, Measurement, Snapshot]:
     """Take the gradient, select the weights, and measure what zeroing them does.
 
     Args:
         take_snapshot: Takes the gradient.
         options: Options of the mask.
-        processes: Processes that must arrive at the same mask.
+        processes: Ranks that must arrive at the same mask.
 
     Raises:
         MaskingError: If the processes made different masks.
@@ -71,7 +71,7 @@ def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
     seconds[phase] = perf_counter() - start
 
 
-def _compare_digests(mask: Mask, processes: Processes) -> None:
+def _compare_digests(mask: Mask, processes: Ranks) -> None:
     gathered = processes.gather(torch.tensor(list(bytes.fromhex(mask.digest)), dtype=torch.uint8))
     digests = [bytes(digest.tolist()).hex() for digest in gathered]
     if len(set(digests)) > 1:

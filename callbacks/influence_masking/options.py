@@ -1,6 +1,5 @@
 """The options of a mask, described and checked in one place."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any, get_args
 
 from influence_masking.errors import MaskingError
 from influence_masking.masks.holding import Action
+from influence_masking.selection.counts import exact_count
 from influence_masking.selection.lowest import Scope, Tail
 from influence_masking.selection.scores import MATCHED, ScoreFunction, resolve_score, score_name
 
@@ -88,7 +88,7 @@ class MaskingOptions:
 
     def num_selected(self, num_candidates: int) -> int:
         """Return how many of the candidates are selected."""
-        return self.count or math.floor((self.effective_fraction or 0) * num_candidates)
+        return self.count or exact_count(self.effective_fraction or 0, num_candidates)
 
     def as_record(self) -> dict[str, Any]:
         """Return the options that a mask depends on, as JSON values, for state keys and provenance."""

@@ -1,4 +1,4 @@
-"""What a mask looks like, for the loggers of a Trainer: numbers for all of them, pictures for TensorBoard."""
+"""Reports of a mask to the loggers of a Trainer: numbers for all loggers, pictures for TensorBoard."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -16,11 +16,11 @@ from influence_masking.selection.scores import score_name
 from influence_masking.snapshot import Snapshot
 
 PREFIX = "masking"
-CELL = (60, 20)  # width and height of the picture's cells in pixels
+CELL = (60, 20)  # width and height of a cell in pixels
 GAP = 8  # pixels around the cells and between cells and labels
 FONT_SIZE = 13
-COLOURS = ((255, 255, 255), (8, 48, 107))  # of no share and of the largest
-MISSING = (217, 217, 217)  # of a projection that a layer lacks
+COLOR_SCALE = ((255, 255, 255), (8, 48, 107))  # of a share of 0 and of the largest share
+MISSING = (217, 217, 217)  # color of a projection that a layer does not have
 TITLE = "masked, %"
 BINS = 100
 
@@ -28,16 +28,16 @@ BINS = 100
 def log_mask(
     loggers: Iterable[Logger], mask: Mask, numbers: Mapping[str, float], scores: Tensor, step: int, prefix: str = PREFIX
 ) -> None:
-    """Sends a mask to loggers.
+    """Log a mask.
 
     Args:
-        loggers: All get the numbers and the share masked of each projection of each layer; TensorBoard also gets the
-            shares as a picture and a histogram of the scores.
+        loggers: The loggers. All get the numbers and the masked share of each projection of each layer; TensorBoard
+            also gets a picture of the shares and a histogram of the scores.
         mask: The mask.
         numbers: Numbers by name.
         scores: A sample of the scores, shape (n,).
-        step: The optimizer step to log them at.
-        prefix: What the tags begin with.
+        step: Optimizer step.
+        prefix: Beginning of the tags.
     """
     shares = mask.summary()
     metrics = {f"{prefix}/{name}": value for name, value in numbers.items()}
@@ -67,10 +67,10 @@ def report_mask(
 
 
 def held_gradient(trainer: Trainer, hold: Hold) -> Tensor | None:
-    """Returns the norm of the held weights' gradient, a scalar, at steps that the loggers ask for; None at others.
+    """Return the norm of the held weights' gradient, a scalar tensor, at the loggers' interval; None at other steps.
 
-    It is not read here: reading would cut a training step in two where steps are compiled. There it is computed at
-    every step, so that all of them are one program.
+    Its value is not read here: on XLA, reading would split the training step into two programs. On XLA it is also
+    computed at every step, so that all steps are the same program.
     """
     interval = getattr(trainer, "log_every_n_steps", 0)
     if not trainer.loggers or not interval:
@@ -80,7 +80,7 @@ def held_gradient(trainer: Trainer, hold: Hold) -> Tensor | None:
 
 
 def log_held_gradient(trainer: Trainer, step: int, norm: Tensor, prefix: str = PREFIX) -> None:
-    """Sends a norm of `held_gradient`, averaged over processes, to the loggers if they ask for that step: 0."""
+    """Log a norm from `held_gradient`, averaged over processes, if the step is at the loggers' interval."""
     if step % getattr(trainer, "log_every_n_steps", 1) == 0:
         value = float(trainer.strategy.reduce(norm.to(trainer.strategy.root_device)))
         for logger in trainer.loggers:
@@ -88,9 +88,9 @@ def log_held_gradient(trainer: Trainer, step: int, norm: Tensor, prefix: str = P
 
 
 def picture_of(shares: Sequence[Share]) -> Tensor:
-    """Draws the share masked, in per cent, by layer (down) and projection (across): the larger, the darker.
+    """Draw the masked share in percent by layer (rows) and projection (columns); larger shares are darker.
 
-    Needs Pillow, which TensorBoard brings.
+    Needs Pillow, which TensorBoard depends on.
 
     Returns:
         An image of bytes, shape (3, height, width).
@@ -103,14 +103,14 @@ def picture_of(shares: Sequence[Share]) -> Tensor:
     widths = [max(int(font.getlength(label)) for label in labels) for labels in ([TITLE, *layers], projections)]
     left, top = (2 * GAP + width for width in widths)
     size = (left + GAP + CELL[0] * len(projections), top + GAP + CELL[1] * len(layers))
-    image = Image.new("RGB", size, COLOURS[0])
+    image = Image.new("RGB", size, COLOR_SCALE[0])
     draw = ImageDraw.Draw(image)
     draw.rectangle((left, top, size[0] - GAP - 1, size[1] - GAP - 1), MISSING)
     draw.text((left - GAP, top - GAP), TITLE, "black", font, "rs")
     for row, label in enumerate(layers):
         draw.text((left - GAP, top + (row + 0.5) * CELL[1]), label, "black", font, "rm")
     for column, label in enumerate(projections):
-        upright = Image.new("RGB", (top - GAP, CELL[1]), COLOURS[0])
+        upright = Image.new("RGB", (top - GAP, CELL[1]), COLOR_SCALE[0])
         ImageDraw.Draw(upright).text((0, CELL[1] / 2), label, "black", font, "lm")
         place = (left + column * CELL[0] + (CELL[0] - CELL[1]) // 2, 0)
         image.paste(upright.transpose(Image.Transpose.ROTATE_90), place)
@@ -118,18 +118,18 @@ def picture_of(shares: Sequence[Share]) -> Tensor:
     for share in shares:
         x, y = left + projections.index(share.projection) * CELL[0], top + layers.index(share.layer) * CELL[1]
         strength = share.fraction / largest
-        colour = tuple(round(low + strength * (high - low)) for low, high in zip(*COLOURS, strict=True))
-        draw.rectangle((x, y, x + CELL[0] - 1, y + CELL[1] - 1), colour)
+        color = tuple(round(low + strength * (high - low)) for low, high in zip(*COLOR_SCALE, strict=True))
+        draw.rectangle((x, y, x + CELL[0] - 1, y + CELL[1] - 1), color)
         text = "white" if strength > 0.5 else "black"
         draw.text((x + CELL[0] / 2, y + CELL[1] / 2), f"{100 * share.fraction:.3g}", text, font, "mm")
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size[1], size[0], 3).permute(2, 0, 1)
 
 
 def histogram_of(scores: Tensor) -> dict[str, float | list[float]]:
-    """Counts scores in equal bins between their 0.1 % and 99.9 % quantiles; those outside are in the end bins.
+    """Count scores in equal bins between their 0.1 % and 99.9 % quantiles; the end bins include those outside.
 
     Returns:
-        The arguments of TensorBoard's ``add_histogram_raw``.
+        The arguments of TensorBoard's `add_histogram_raw`.
     """
     scores = scores.double().sort().values
     cut = len(scores) // 1000

@@ -1,4 +1,4 @@
-"""One gradient of a model, and every mask, prediction and measurement that can be had from it."""
+"""One gradient of a model, and the masks, predictions and measurements made from it."""
 
 import contextlib
 import math
@@ -17,7 +17,7 @@ from influence_masking.gradients.mean_gradient import Calibration, MeanGradient,
 from influence_masking.masks import bits
 from influence_masking.masks.holding import zeroed
 from influence_masking.masks.mask import Mask
-from influence_masking.runtime.processes import Processes
+from influence_masking.runtime.processes import Ranks
 from influence_masking.runtime.sharding import local_part, sharding_group
 from influence_masking.selection.candidates import find_candidates
 from influence_masking.selection.lowest import (
@@ -34,15 +34,15 @@ from influence_masking.selection.scores import MATCHED, ScoreFunction, resolve_s
 
 
 class Snapshot:
-    """The gradient of a module's mean loss with respect to its candidates, at the weights that it has now.
+    """The gradient of a module's mean loss with respect to its candidates, at its current weights.
 
-    The snapshot refers to the module's own weights: it is out of date once they change.
+    The snapshot refers to the module's own weights: it is out of date when they change.
 
     Args:
         module: The model.
         candidates: Its parameters that may be masked, by name.
-        calibration: What the gradient is taken over.
-        gradient: That gradient: of `take_gradient`, now or earlier at the same weights.
+        calibration: The data that the gradient was taken over.
+        gradient: The result of `take_gradient` at these weights, now or earlier.
     """
 
     def __init__(
@@ -57,26 +57,28 @@ class Snapshot:
         self.gradient = gradient
         self._calibration = calibration
         group = sharding_group(list(candidates.values()))
-        self._processes = Processes(group, next(iter(candidates.values())).device)
+        self._processes = Ranks(group, next(iter(candidates.values())).device)
 
     @property
     def loss(self) -> float:
-        """The mean loss at the weights as they are."""
+        """Mean loss at the current weights."""
         return self.gradient.loss
 
     @property
     def num_candidates(self) -> int:
-        """How many weights may be masked."""
+        """Number of weights that may be masked."""
         return sum(parameter.numel() for parameter in self.candidates.values())
 
     @cached_property
     def weights(self) -> list[Weights]:
-        """The local parts of the candidates with their gradients, flat."""
+        """Local parts of the candidates with their gradients, flat."""
         parts, before = [], 0
         for name, parameter in self.candidates.items():
             local = local_part(name, parameter)
             theta, grad = local.tensor.reshape(-1), self.gradient.grads[name].reshape(-1)
-            if theta.device.type == "xla":  # selection needs shapes that depend on the data
+            if (
+                theta.device.type == "xla"
+            ):  # selection has shapes that depend on the data, each of which XLA would compile
                 theta, grad = theta.cpu(), grad.cpu()
             parts.append(Weights(name, theta, grad, before + local.start))
             before += parameter.numel()
@@ -91,23 +93,23 @@ class Snapshot:
         seed: int = 0,
         matched_score: str | ScoreFunction = "sign_gradient",
     ) -> Mask:
-        """Returns the mask of exactly k weights at one tail of a score.
+        """Select exactly k weights at one tail of a score.
 
         Args:
-            k: How many weights.
-            score: A name of `SCORES`, ``random_matched``, the path of a function, or a function.
+            k: Number of weights.
+            score: A name of `SCORES`, `random_matched`, the path of a function, or a function.
             tail: Which end of the scores.
             scope: Rank globally, within each layer or within each tensor.
-            seed: Of the random scores.
-            matched_score: The score of the informed mask that ``random_matched`` follows.
+            seed: Seed for random scores.
+            matched_score: Score of the informed mask that `random_matched` follows.
 
         Raises:
             MaskingError: If k is not between 1 and the number of candidates, or a score is not a number.
         """
         if not 0 < k <= self.num_candidates:
             raise MaskingError(
-                f"Asked to mask {k} weights, found {self.num_candidates} candidates. Choose at least one and at most "
-                "all of them."
+                f"Cannot select {k} weights of {self.num_candidates} candidates. Change `fraction`, `count` or "
+                "`targets` to select at least one and at most all."
             )
         is_matched = score == MATCHED
         function = resolve_score(matched_score if is_matched else score, seed)
@@ -117,10 +119,10 @@ class Snapshot:
         return Mask(*self._whole(selected))
 
     def match(self, mask: Mask, seed: int = 0) -> Mask:
-        """Returns a random mask with as many weights of each tensor and of each decile of |theta| as a given one.
+        """Return a random mask with as many weights of each tensor and of each decile of |theta| as a given mask.
 
-        The control for what a mask knows beyond sizes and places: ``select(..., "random_matched")`` makes the mask of
-        ``matched_score`` and matches it.
+        It is the control for the selection itself: it shares the tensors and weight sizes of the given mask and nothing
+        else. `select(..., "random_matched")` matches the mask of `matched_score`.
 
         Raises:
             MaskingError: If the mask was made over other candidates; names the first that differs.
@@ -129,12 +131,12 @@ class Snapshot:
         return Mask(*self._whole(select_matched(self.weights, selected, seed, self._processes)))
 
     def sample_scores(self, score: str | ScoreFunction = "sign_gradient", seed: int = 0) -> Tensor:
-        """Returns about 260,000 scores drawn at random, to see how they are distributed."""
+        """Return about 260,000 scores drawn at random, to show their distribution."""
         function = resolve_score(score, seed)
         return sample_scores([Scores(part, function) for part in self.weights], self._processes)
 
     def predicted_change(self, mask: Mask) -> float:
-        """Returns the change of the loss when the mask is zeroed, to first order: minus the sum of theta * grad.
+        """Return the first-order change of the loss when the mask is zeroed: minus the sum of theta * grad.
 
         Raises:
             MaskingError: If the mask was made over other candidates; names the first that differs.
@@ -142,22 +144,22 @@ class Snapshot:
         return first_order_change(self.weights, self._local(mask), self._processes)
 
     def measured_loss(self, mask: Mask, alpha: float = 1.0) -> float:
-        """Returns the mean loss with the selected weights times ``1 - alpha``; the weights are then put back."""
+        """Return the mean loss with the selected weights times `1 - alpha`, and restore the weights."""
         with self.masked(mask, alpha):
             return mean_loss(self._calibration, self.gradient.micro_batch_size)
 
     @contextlib.contextmanager
     def masked(self, mask: Mask, alpha: float = 1.0) -> Iterator[None]:
-        """Within, the module evaluates with the selected weights times ``1 - alpha``; then it is what it was."""
+        """Put the module into evaluation mode with the selected weights times `1 - alpha` inside, and restore it."""
         with calibrating(self.module, {}), zeroed(self.module, mask, alpha):
             yield
 
     def measured_change(self, mask: Mask) -> float:
-        """Returns the change of the loss, on the same samples, when the mask is zeroed."""
+        """Return the change of the loss on the same samples when the mask is zeroed."""
         return self.measured_loss(mask) - self.loss
 
     def _whole(self, selected: Sequence[Tensor]) -> tuple[dict[str, tuple[int, ...]], dict[str, Tensor]]:
-        """Puts every process's bits together: shapes and packed bits of the whole candidates, on the CPU."""
+        """Return the shapes and the packed bits of the whole candidates, joined from all processes, on the CPU."""
         shapes = {name: tuple(parameter.shape) for name, parameter in self.candidates.items()}
         if self._processes.count == 1:
             return shapes, {part.name: packed.cpu() for part, packed in zip(self.weights, selected, strict=True)}
@@ -170,7 +172,7 @@ class Snapshot:
         return shapes, whole
 
     def _local(self, mask: Mask) -> list[Tensor]:
-        """Returns this process's share of a mask over the same candidates, packed."""
+        """Return this process's part of a mask over the same candidates, packed."""
         mask.check_shapes({name: tuple(parameter.shape) for name, parameter in self.candidates.items()})
         parts = [local_part(name, parameter) for name, parameter in self.candidates.items()]
         return [bits.pack(p.cut(mask.flags(name)).reshape(-1)) for name, p in zip(self.candidates, parts, strict=True)]
@@ -186,16 +188,16 @@ def take_snapshot(
     micro_batch_size: int | None = None,
     seed: int = 0,
 ) -> Snapshot:
-    """Takes the gradient of any module, without a Trainer.
+    """Take the gradient of any module without a Trainer.
 
     Args:
         module: The model, on its device.
         loader: Batches of samples.
-        loss: Returns the mean loss of the module on a batch, which is moved to the module's device first.
+        loss: Returns the mean loss of the module on a batch. The batch is already on the module's device.
         targets: Which parameters may be masked, as for `find_candidates`.
-        num_samples: Exactly so many samples; None takes every one.
-        micro_batch_size: Most samples at a time.
-        seed: Set while the samples are drawn and the loss is computed.
+        num_samples: Number of samples; None takes all.
+        micro_batch_size: Largest number of samples in one forward and backward pass.
+        seed: Seed while samples are drawn and the loss is computed.
 
     Raises:
         MaskingError: If nothing matches, there are too few samples, or a gradient is not finite.

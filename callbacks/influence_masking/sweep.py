@@ -1,32 +1,32 @@
-"""Many masks from one gradient: what first-order theory predicts of each, and what zeroing it really does."""
+"""Many masks from one gradient, each with the predicted and the measured effect of zeroing it."""
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
 from influence_masking.errors import MaskingError
 from influence_masking.masks.mask import Mask
+from influence_masking.selection.counts import exact_count
 from influence_masking.selection.lowest import Scope, Tail
 from influence_masking.snapshot import Snapshot
 
-FRACTIONS = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2, 0.5)
+SWEEP_FRACTIONS = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2, 0.5)
 
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One mask of a sweep.
+    """One mask of a sweep and its effect.
 
     Attributes:
         score: Name of the score.
-        tail: ``lowest`` or ``highest``.
-        fraction: Share of the candidates that was asked for.
-        num_masked: Weights that it selects.
-        predicted_change: Of the mean loss when they are zeroed, to first order.
-        measured_change: The real change on the same samples.
-        digest: The mask's.
-        metrics: What `measure` found with the mask zeroed.
+        tail: `lowest` or `highest`.
+        fraction: Requested share of the candidates.
+        num_masked: Number of selected weights.
+        predicted_change: Change of the mean loss when the mask is zeroed, to first order.
+        measured_change: Change measured on the same samples.
+        digest: Digest of the mask.
+        metrics: Result of `measure` with the mask zeroed.
     """
 
     score: str
@@ -41,7 +41,7 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class PathPoint:
-    """One point on the straight way from the weights as they are to those with the mask zeroed."""
+    """The loss at one point on the straight line from the current weights to those with the mask zeroed."""
 
     alpha: float
     predicted_change: float
@@ -50,12 +50,12 @@ class PathPoint:
 
 @dataclass(frozen=True)
 class Stability:
-    """How much the masks of several gradients agree.
+    """Agreement between the masks of several gradients.
 
     Attributes:
-        jaccard: Mean over all pairs of masks of the share of the union that is in both.
-        lowest_jaccard: Of the pair that agrees least.
-        chance: What random masks of the same size have, to first order.
+        jaccard: Mean Jaccard index (intersection over union) of all pairs of masks.
+        lowest_jaccard: Jaccard index of the pair that agrees least.
+        chance: Jaccard index of random masks of the same size, to first order.
     """
 
     jaccard: float
@@ -65,16 +65,17 @@ class Stability:
 
 def sweep(
     snapshot: Snapshot,
-    fractions: Sequence[float] = FRACTIONS,
+    fractions: Sequence[float] = SWEEP_FRACTIONS,
     tails: Sequence[Tail] = ("lowest", "highest"),
     scores: Sequence[str] = ("sign_gradient",),
     scope: Scope = "global",
     seed: int = 0,
     measure: Callable[[], Mapping[str, float]] = dict,
 ) -> Iterator[SweepPoint]:
-    """Yields every combination of score, tail and fraction; each costs a selection and one pass without gradients.
+    """Yield a point for every combination of score, tail and fraction.
 
-    Fractions of which not one weight comes are left out. The model's weights are what they were after each point.
+    Each costs a selection and one forward pass over the samples. Fractions that select no weight are skipped. The
+    model's weights are restored after each point.
 
     Args:
         snapshot: The gradient (`take_snapshot`, or `InfluenceMasking.snapshot` within a Trainer's run).
@@ -82,11 +83,12 @@ def sweep(
         tails: Ends of the scores.
         scores: Names of scores.
         scope: As for `InfluenceMasking`.
-        seed: Of the random scores.
-        measure: Called once a point while the module evaluates with the mask zeroed: accuracy on other data, say.
+        seed: Seed for random scores.
+        measure: Called once per point, in evaluation mode with the mask zeroed, for example to compute accuracy on
+            other data.
     """
     for score, tail, fraction in itertools.product(scores, tails, fractions):
-        k = math.floor(fraction * snapshot.num_candidates)
+        k = exact_count(fraction, snapshot.num_candidates)
         if k > 0:
             mask = snapshot.select(k, score, tail, scope, seed)
             predicted, measured = snapshot.predicted_change(mask), snapshot.measured_change(mask)
@@ -96,9 +98,9 @@ def sweep(
 
 
 def path_scan(snapshot: Snapshot, mask: Mask, alphas: Iterable[float] = (0.0, 0.25, 0.5, 0.75, 1.0)) -> list[PathPoint]:
-    """Returns how the loss L(theta - alpha * theta_S) changes from theta as the masked weights theta_S shrink to zero.
+    """Return the change of the loss L(theta - alpha * theta_S) as the masked weights theta_S shrink to zero.
 
-    Where measured and predicted part tells how far the first order reaches.
+    The alpha where the measured and the predicted change part shows how far first-order theory holds.
     """
     slope = snapshot.predicted_change(mask)
     return [PathPoint(a, a * slope, snapshot.measured_loss(mask, a) - snapshot.loss) for a in alphas]
@@ -107,18 +109,18 @@ def path_scan(snapshot: Snapshot, mask: Mask, alphas: Iterable[float] = (0.0, 0.
 def stability(
     make_snapshot: Callable[[int], Snapshot], seeds: Sequence[int], select: Callable[[Snapshot], Mask]
 ) -> Stability:
-    """Returns how much the selection depends on which samples the gradient is taken over.
+    """Return how much the selection depends on the samples that the gradient is taken over.
 
     Args:
-        make_snapshot: Takes the gradient over the subset of the data that a seed stands for.
-        seeds: At least two.
-        select: Makes the mask of a gradient, as ``lambda snapshot: snapshot.select(1000)``.
+        make_snapshot: Takes the gradient over the subset of the data that belongs to a seed.
+        seeds: Two seeds or more.
+        select: Makes the mask of a gradient, for example `lambda snapshot: snapshot.select(1000)`.
 
     Raises:
         MaskingError: If there are fewer than two seeds.
     """
     if len(seeds) < 2:
-        raise MaskingError(f"Asked for the stability over seeds {list(seeds)}, found no pair. Give at least two seeds.")
+        raise MaskingError(f"Stability needs at least two seeds, found {list(seeds)}. Add a seed.")
     masks = [select(make_snapshot(seed)) for seed in seeds]
     overlaps = [one.overlap(other) for one, other in itertools.combinations(masks, 2)]
     jaccards = [overlap.jaccard for overlap in overlaps]

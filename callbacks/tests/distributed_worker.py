@@ -1,6 +1,6 @@
-"""Run by `test_distributed` in two processes: ``distributed_worker.py CASE FOLDER``.
+"""Run by `test_distributed` in two processes: `distributed_worker.py CASE FOLDER`.
 
-``ddp`` and ``fsdp2`` train; ``resumed`` trains under FSDP2 in two parts; ``nothing`` and ``memory`` are runs under
+`ddp` and `fsdp2` train; `resumed` trains under FSDP2 in two parts; `nothing` and `memory` are runs under
 FSDP2 that must be refused.
 """
 
@@ -48,7 +48,7 @@ def trainer_of(case: str, callback: InfluenceMasking, epochs: int, *callbacks: C
 
 
 def refused(case: str, folder: Path) -> None:
-    """Writes the error that each rank met."""
+    """Write the error that each rank met."""
     kind = Hungry if case == "memory" else InfluenceMasking
     trainer = trainer_of(case, kind(0.1, targets=["0", "3"], num_samples=90), epochs=int(case == "memory"))
     try:
@@ -59,7 +59,7 @@ def refused(case: str, folder: Path) -> None:
 
 
 def resumed(case: str, folder: Path) -> None:
-    """Compares a run in two parts with one in one part, bit for bit."""
+    """Compare a run in two parts with one in one part, bit for bit."""
 
     def fit(epochs: int, **options: Any) -> tuple[Counting, dict[str, torch.Tensor], Trainer]:
         module, callback = Sharded(width=33), Counting(0.1, targets=["0", "3"], num_samples=90)
@@ -82,7 +82,7 @@ def resumed(case: str, folder: Path) -> None:
 
 
 def trained(case: str, folder: Path) -> None:
-    """Trains under the case's strategy and writes what each rank found."""
+    """Train under the case's strategy and writes what each rank found."""
     options = json.loads(os.environ["MASKING_OPTIONS"])
     callback = InfluenceMasking(targets=["0", "3"], num_samples=90, **options)
     module = (Sharded if case == "fsdp2" else Classifier)(width=33)

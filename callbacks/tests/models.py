@@ -42,7 +42,7 @@ class Classifier(LightningModule):
 
 
 class Counting(InfluenceMasking):
-    """Counts the losses that it computes."""
+    """Count the losses that it computes."""
 
     computed = 0
 
@@ -70,7 +70,7 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def quadratic(theta: Tensor) -> nn.Module:
-    """A module whose parameter ``weight`` is given; its loss in the tests is made by hand."""
+    """A module whose parameter `weight` is given; its loss in the tests is made by hand."""
     module = nn.Module()
     module.weight = nn.Parameter(theta)
     return module

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from models import Classifier, loader, quiet_trainer
 
 from influence_masking import InfluenceMasking, Share
-from influence_masking.reporting import BINS, CELL, COLOURS, GAP, MISSING, histogram_of, picture_of
+from influence_masking.reporting import BINS, CELL, COLOR_SCALE, GAP, MISSING, histogram_of, picture_of
 
 
 def masking() -> InfluenceMasking:
@@ -91,8 +91,8 @@ def test_the_picture_is_darkest_at_the_largest_share_and_grey_where_there_is_not
     def corner(row: int, column: int) -> tuple[int, ...]:
         return tuple(cells[:, row * CELL[1], column * CELL[0]].tolist())
 
-    assert (corner(0, 0), corner(0, 1), corner(1, 1)) == ((255, 255, 255), COLOURS[1], MISSING)
-    assert corner(1, 0) == tuple(round(255 + 0.4 * (dark - 255)) for dark in COLOURS[1])
+    assert (corner(0, 0), corner(0, 1), corner(1, 1)) == ((255, 255, 255), COLOR_SCALE[1], MISSING)
+    assert corner(1, 0) == tuple(round(255 + 0.4 * (dark - 255)) for dark in COLOR_SCALE[1])
     labels = image[:, :, : image.shape[2] - 2 * CELL[0] - GAP]
     assert labels.min() == 0  # there is text beside the cells, and in each of them
     assert cells[:, : CELL[1], : CELL[0]].min() == 0

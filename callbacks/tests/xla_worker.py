@@ -29,7 +29,7 @@ class Tied(Classifier):
 
 
 def main(action: str) -> None:
-    """Compares a run on XLA with the mask made on the CPU."""
+    """Compare a run on XLA with the mask made on the CPU."""
     torch_xla._internal.tpu.num_available_devices = lambda: 1
     module = Tied()
     before = weights_of(module)

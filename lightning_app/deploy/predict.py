@@ -12,8 +12,8 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from datamodules import join_texts
-from lightning_app.deploy.tables import check_ending, read_table, write_table
+from datamodules import DataError, join_texts
+from lightning_app.deploy.tables import check_ending, read_user_table, write_table
 from lightning_app.errors import UsageError
 from lightning_app.run.quiet import quiet
 from lightning_app.run.trained_run import TrainedRun
@@ -51,7 +51,7 @@ def find_texts(table: pa.Table, columns: Sequence[str], path: Path) -> list[str]
     """The text of each row, as the run's own texts were made.
 
     Raises:
-        UsageError: If a column is missing, there are no rows, or a row has no text.
+        UsageError: If a column is missing or is not text, there are no rows, or a row has no text.
     """
     missing = [name for name in columns if name not in table.column_names]
     if missing:
@@ -60,10 +60,8 @@ def find_texts(table: pa.Table, columns: Sequence[str], path: Path) -> list[str]
         raise UsageError(f"{path} has no rows.")
     try:
         texts = join_texts(table, columns).to_pylist()
-    except pa.ArrowException as error:
-        raise UsageError(
-            f"{path} has no text in {' and '.join(columns)}: {error}. Name the text: --text_columns"
-        ) from error
+    except DataError as error:
+        raise UsageError(f"{path}: {error}") from error
     empty = ": ".join("" for _ in columns)
     without = [number for number, text in enumerate(texts, 1) if text.strip() == empty.strip()]
     if without:
@@ -122,7 +120,7 @@ def main(argv: list[str]) -> int:
     check_ending(target)
     if target.exists() and not options.overwrite:
         raise UsageError(f"--output {target} is there already. Name another file, or --overwrite it.")
-    table = read_table(source)
+    table = read_user_table(source)
     with quiet():
         run = TrainedRun(Path(options.ckpt))
         texts = find_texts(table, options.text_columns or run.datamodule.text_columns, source)

@@ -120,7 +120,7 @@ class RayCluster:
         return condition, failure
 
     def _ship(self, condition: Condition) -> "Shipment":
-        texts = tuple((path.name, path.read_text()) for path in condition.configs)
+        texts = tuple((path.name, path.read_text(encoding="utf-8")) for path in condition.configs)
         absolute = replace(condition, folder=condition.folder.resolve(), configs=())
         return Shipment(absolute, texts, self._storage.url if self._storage else None)
 
@@ -171,7 +171,7 @@ class Shipment:
         """The condition on this machine: its configurations written to `scratch`, its folder where results go."""
         paths = tuple(scratch / f"{index}-{name}" for index, (name, _) in enumerate(self.texts))
         for path, (_, text) in zip(paths, self.texts, strict=True):
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
         condition = replace(self.condition, configs=paths)
         if not self.storage:
             return condition

@@ -17,7 +17,7 @@ from lightning_app.results.verdict import Verdict, verdict
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparisons:
     """What the stored predictions show.
 
     Attributes:
@@ -35,7 +35,7 @@ class Comparison:
     left_out: list[str]
 
 
-def compare(experiment: Path, results: pd.DataFrame, design: Design) -> Comparison:
+def compare_arms(experiment: Path, results: pd.DataFrame, design: Design) -> Comparisons:
     """Compares the arms of an experiment, one dataset after the other.
 
     Args:
@@ -63,7 +63,7 @@ def compare(experiment: Path, results: pd.DataFrame, design: Design) -> Comparis
                 gaps[dataset, arm] = _gap(experiment, results, dataset, needed, evaluations)
     compared = holm(compared, lambda each: each.declared and (each.dataset, each.arm) not in gaps)
     verdicts = _verdicts(compared, design, gaps)
-    return Comparison(pd.concat(intervals, ignore_index=True), compared, verdicts, gaps, left_out)
+    return Comparisons(pd.concat(intervals, ignore_index=True), compared, verdicts, gaps, left_out)
 
 
 def _verdicts(compared: list[Difference], design: Design, gaps: dict[tuple[str, str], str]) -> list[Verdict]:

@@ -47,15 +47,15 @@ def write_dashboard(study: "Study", page: "Page") -> Path:
     folder = own_folder(study.folder / FOLDER)
     shutil.rmtree(folder, ignore_errors=True)
     for arm, results in study.results.groupby("arm", sort=False):
-        with _writer(folder / plain(arm)) as writer:
+        with _writer(folder / safe_tag(arm)) as writer:
             for row in results.itertuples():
                 for name in _metrics():
-                    writer.add_scalar(f"{name}/{plain(row.dataset)}", getattr(row, name), row.seed)
+                    writer.add_scalar(f"{name}/{safe_tag(row.dataset)}", getattr(row, name), row.seed)
             for (dataset, curve), points in study.curves[study.curves["arm"] == arm].groupby(
                 ["dataset", "curve"], sort=False
             ):
                 for step, value in points.groupby("step")["value"].mean().items():
-                    writer.add_scalar(f"{plain(curve)}/{plain(dataset)}", value, step)
+                    writer.add_scalar(f"{safe_tag(curve)}/{safe_tag(dataset)}", value, step)
     with _writer(folder / "overview") as writer:
         writer.add_custom_scalars(
             {
@@ -68,7 +68,7 @@ def write_dashboard(study: "Study", page: "Page") -> Path:
     return folder
 
 
-def plain(name: object) -> str:
+def safe_tag(name: object) -> str:
     """A name that is safe as a folder and as a tag: anything but letters, digits, _ and - becomes _."""
     return re.sub(r"[^\w-]+", "_", str(name))
 
@@ -85,11 +85,11 @@ def _pages(results: pd.DataFrame, curves: pd.DataFrame) -> dict[str, list[Chart]
         drawn = set(curves.loc[curves["dataset"] == dataset, "curve"])
         charts = {f"{title} on eval, by seed": name for name, title in _metrics().items()}
         charts |= {
-            f"{curve} by optimization step, mean over seeds": plain(curve)
+            f"{curve} by optimization step, mean over seeds": safe_tag(curve)
             for curve in CURVES.values()
             if curve in drawn
         }
-        pages[dataset] = [Chart(title, f"{tag}/{plain(dataset)}") for title, tag in charts.items()]
+        pages[dataset] = [Chart(title, f"{tag}/{safe_tag(dataset)}") for title, tag in charts.items()]
     return pages
 
 

@@ -16,7 +16,7 @@ from lightning_app.report.loading import CURVES, DEV_CURVE
 from lightning_app.report.masks import short_names
 from lightning_app.report.names import Look
 from lightning_app.results.metrics import HEADLINE, METRICS, Metric
-from lightning_app.results.statistics import MARGIN, Difference
+from lightning_app.results.statistics import EQUIVALENCE_MARGIN, Difference
 
 STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -37,7 +37,7 @@ Looks = Mapping[str, Look]
 """By arm."""
 
 
-def plain(text: Any) -> str:
+def escape_dollars(text: Any) -> str:
     """A text in which a dollar is a dollar, not the beginning of a formula."""
     return str(text).replace("$", r"\$")
 
@@ -62,7 +62,7 @@ def title_of(metric: Metric) -> str:
 
 def _rows_of(axis: Axes, names: Sequence[str]) -> None:
     """One row per name, the first on top."""
-    axis.set_yticks(range(len(names)), [plain(name) for name in names])
+    axis.set_yticks(range(len(names)), [escape_dollars(name) for name in names])
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.grid(axis="y", alpha=0.12)
 
@@ -79,7 +79,7 @@ def draw_scores(summary: pd.DataFrame, looks: Looks, baseline: str | None) -> Fi
             if axis is not first:
                 axis.sharex(first)
             _draw_score(axis, summary[summary["dataset"] == dataset], arms, metric, looks, baseline)
-            axis.set_title(plain(dataset))
+            axis.set_title(escape_dollars(dataset))
             axis.set_xlabel(title_of(metric))
     return figure
 
@@ -108,12 +108,14 @@ def draw_differences(differences: Sequence[Difference], looks: Looks, baseline: 
     size = (2.4 + 2.2 * max(len(datasets), 2), 1.1 + 0.2 * len(names))
     figure, axes = panels(1, len(datasets), *size, sharey=True)
     for axis, dataset in zip(axes[0], datasets, strict=True):
-        axis.axvspan(-metric.scale * MARGIN, metric.scale * MARGIN, color="black", alpha=0.1, linewidth=0)
+        axis.axvspan(
+            -metric.scale * EQUIVALENCE_MARGIN, metric.scale * EQUIVALENCE_MARGIN, color="black", alpha=0.1, linewidth=0
+        )
         axis.axvline(0, color="black", linewidth=0.8)
         for each in (each for each in shown if each.dataset == dataset):
             _draw_difference(axis, each, names.index(_pair_name(each, baseline)), looks[each.arm])
         _rows_of(axis, names)
-        axis.set(title=plain(dataset), xlabel=f"{metric.difference_unit} of {metric.title}")
+        axis.set(title=escape_dollars(dataset), xlabel=f"{metric.difference_unit} of {metric.title}")
     handles = [_dot("black", "o", "declared"), _dot("white", "o", "exploratory", edge="black"), _band()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
@@ -140,7 +142,9 @@ def _pair_name(difference: Difference, baseline: str | None) -> str:
 
 
 def _dot(color: str, marker: str, label: str, edge: str | None = None, line: Any = "none") -> Line2D:
-    return Line2D([], [], color=color, marker=marker, linestyle=line, label=plain(label), markeredgecolor=edge or color)
+    return Line2D(
+        [], [], color=color, marker=marker, linestyle=line, label=escape_dollars(label), markeredgecolor=edge or color
+    )
 
 
 def _legend(figure: Figure, arms: Iterable[str], looks: Looks, lines: bool = False, **kwargs: Any) -> None:
@@ -153,7 +157,7 @@ def _legend(figure: Figure, arms: Iterable[str], looks: Looks, lines: bool = Fal
 
 def _band() -> Line2D:
     metric = METRICS[HEADLINE]
-    label = f"within {metric.scale * MARGIN:g} {metric.difference_unit.removesuffix('s')}"
+    label = f"within {metric.scale * EQUIVALENCE_MARGIN:g} {metric.difference_unit.removesuffix('s')}"
     return Line2D([], [], color="black", alpha=0.1, linewidth=7, label=label)
 
 
@@ -174,7 +178,7 @@ def draw_predictions(points: pd.DataFrame) -> Figure:
         axis.axvline(0, color="grey", linewidth=0.5)
         for tail, style, path in _lines(points, dataset):
             axis.plot(path["predicted_change"], path["measured_change"], color=TAILS[tail], **style)
-        axis.set(title=plain(dataset), xlabel="predicted change, nats")
+        axis.set(title=escape_dollars(dataset), xlabel="predicted change, nats")
     axes[0, 0].set_ylabel("measured change, nats")
     _tail_legend(figure, points)
     return figure
@@ -211,7 +215,7 @@ def _tail_legend(figure: Figure, points: pd.DataFrame) -> None:
             [],
             [],
             color=TAILS[tail],
-            label=plain(f"{score}, {tail}" if one_arm else f"{arm}: {score}, {tail}"),
+            label=escape_dollars(f"{score}, {tail}" if one_arm else f"{arm}: {score}, {tail}"),
             **_line_style(points, arm, score),
         )
         for arm, score in _arm_scores(points)
@@ -234,7 +238,7 @@ def draw_fractions(points: pd.DataFrame) -> Figure:
             axis.set_xscale("log")
         line[0].set_ylabel(f"dev {metric.axis}")
     for top, bottom, dataset in zip(axes[0], axes[-1], datasets, strict=True):
-        top.set_title(plain(dataset))
+        top.set_title(escape_dollars(dataset))
         bottom.set_xlabel("share of the candidates masked")
     _tail_legend(figure, points)
     return figure
@@ -256,9 +260,11 @@ def draw_mask(shares: pd.DataFrame) -> Figure:
     for axis, arm in zip(axes.flat, arms, strict=False):
         grid = shares[shares["arm"] == arm].pivot(index="layer", columns="projection", values="share")
         image = axis.pcolormesh(100 * grid.reindex(layers, columns=projections), vmin=0, vmax=top, cmap="viridis")
-        axis.set_xticks(np.arange(len(projections)) + 0.5, map(plain, names), rotation=90, fontsize=6)
-        axis.set_yticks(np.arange(len(layers)) + 0.5, [plain(name.rpartition(".")[2]) for name in layers], fontsize=6)
-        axis.set_title(plain(arm), fontsize=8)
+        axis.set_xticks(np.arange(len(projections)) + 0.5, map(escape_dollars, names), rotation=90, fontsize=6)
+        axis.set_yticks(
+            np.arange(len(layers)) + 0.5, [escape_dollars(name.rpartition(".")[2]) for name in layers], fontsize=6
+        )
+        axis.set_title(escape_dollars(arm), fontsize=8)
         axis.grid(visible=False)
         axis.tick_params(length=0, labelbottom=True)
     axes[0, 0].invert_yaxis()
@@ -280,7 +286,7 @@ def draw_arm_overlaps(pairs: pd.DataFrame) -> Figure:
         axis.remove()
     for axis, dataset in zip(axes.flat, datasets, strict=False):
         _draw_triangle(axis, pairs[pairs["dataset"] == dataset], arms, top=max(pairs["jaccard"].max(), 0.01))
-        axis.set_title(plain(dataset))
+        axis.set_title(escape_dollars(dataset))
     return figure
 
 
@@ -293,8 +299,8 @@ def _draw_triangle(axis: Axes, pairs: pd.DataFrame, arms: list[str], top: float)
         if not np.isnan(value):
             color = "white" if value > 0.6 * top else "black"
             axis.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=6.5, color=color)
-    axis.set_xticks(range(len(arms)), map(plain, arms), rotation=90)
-    axis.set_yticks(range(len(arms)), map(plain, arms))
+    axis.set_xticks(range(len(arms)), map(escape_dollars, arms), rotation=90)
+    axis.set_yticks(range(len(arms)), map(escape_dollars, arms))
     axis.set(xlim=(-0.5, len(arms) - 1.5), ylim=(len(arms) - 0.5, 0.5))
     axis.grid(visible=False)
 
@@ -326,7 +332,7 @@ def draw_curves(curves: pd.DataFrame, looks: Looks) -> Figure:
             axis.set_xscale("log")
         line[0].set_ylabel(title)
     for top, bottom, dataset in zip(axes[0], axes[1], datasets, strict=True):
-        top.set_title(plain(dataset))
+        top.set_title(escape_dollars(dataset))
         bottom.set_xlabel("optimisation steps")
         _log_axis(bottom)
     _legend(figure, arms, looks, lines=True, handlelength=4)
@@ -352,7 +358,7 @@ def draw_costs(summary: pd.DataFrame, looks: Looks) -> Figure:
         rows = summary[summary["dataset"] == dataset]
         for axis, cost in zip(line, COSTS, strict=True):
             _draw_cost(axis, rows, cost, looks)
-        line[0].set_ylabel(f"{plain(dataset)}\n{METRICS[HEADLINE].axis}")
+        line[0].set_ylabel(f"{escape_dollars(dataset)}\n{METRICS[HEADLINE].axis}")
     for axis, (cost, title) in zip(axes[-1], COSTS.items(), strict=True):
         _scale_cost(axis, cost)
         axis.set_xlabel(title)

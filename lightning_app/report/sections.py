@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from lightning_app.report import figures, tables
-from lightning_app.report.comparisons import Comparison, compare
+from lightning_app.report.comparisons import Comparisons, compare_arms
 from lightning_app.report.expected import BACKBONE, REASONS, show_expected
 from lightning_app.report.loading import load_curves, load_results, load_sweeps
 from lightning_app.report.masks import find_masks, first_seed, informed, overlaps, shares
@@ -16,7 +16,7 @@ from lightning_app.report.page import Page, Picture, Section, Table
 from lightning_app.report.tables import WORDS, mean_points
 from lightning_app.results.design import Design
 from lightning_app.results.metrics import HEADLINE, METRICS, Metric
-from lightning_app.results.statistics import ALPHA, MARGIN, POWER, Pair
+from lightning_app.results.statistics import ALPHA, EQUIVALENCE_MARGIN, POWER, Pair
 
 MUST_AGREE = {
     (): ("backbone", "backbone_fingerprint", "precision", "early_stop_on"),
@@ -44,7 +44,7 @@ class Study:
     results: pd.DataFrame
     summary: pd.DataFrame
     design: Design
-    comparison: Comparison
+    comparison: Comparisons
     curves: pd.DataFrame
     sweeps: pd.DataFrame
 
@@ -57,7 +57,9 @@ class Study:
         """
         results = load_results(folder)
         design, curves, sweeps = Design.of(results), load_curves(results), load_sweeps(folder)
-        return cls(folder, results, tables.summarize(results), design, compare(folder, results, design), curves, sweeps)
+        return cls(
+            folder, results, tables.summarize(results), design, compare_arms(folder, results, design), curves, sweeps
+        )
 
     @property
     def backbones(self) -> str:
@@ -98,7 +100,7 @@ def reading(results: pd.DataFrame) -> list[str]:
     return [*LEGEND, OPTIMISTIC] if (results["early_stop_on"] == "eval").any() else list(LEGEND)
 
 
-def verdict_lines(comparison: Comparison) -> list[str]:
+def verdict_lines(comparison: Comparisons) -> list[str]:
     """One sentence per verdict."""
     return [f"{each.dataset}: {WORDS[each.outcome]}; {each.reason}" for each in comparison.verdicts]
 
@@ -183,7 +185,7 @@ def _limits(study: Study) -> list[str]:
     return sentences
 
 
-def arms(study: Study) -> Section:
+def arms_section(study: Study) -> Section:
     """The arms by dataset."""
     numbers = study.summary
     table = Table("arms", "Means over seeds, on the eval split", tables.show_arms(numbers), numbers)
@@ -198,7 +200,7 @@ def arms(study: Study) -> Section:
     return Section("Arms by dataset", reading(study.results), [table, *extra], [picture])
 
 
-def differences(study: Study) -> Section:
+def differences_section(study: Study) -> Section:
     """Differences from the baseline, the tests and the verdicts."""
     comparison, title = study.comparison, METRICS[HEADLINE].title
     compared, notes, shown = comparison.differences, [*comparison.left_out], list[Table]()
@@ -236,7 +238,7 @@ def _how_compared(declared: list[Pair]) -> list[str]:
             f"by {metric.title}, in every dataset; Holm's correction is taken over all of them in datasets that have a "
             "verdict. Every other comparison is exploratory and uncorrected."
         )
-    margin = f"{metric.scale * MARGIN:g} {metric.difference_unit.removesuffix('s')}"
+    margin = f"{metric.scale * EQUIVALENCE_MARGIN:g} {metric.difference_unit.removesuffix('s')}"
     return [
         family,
         f"Intervals (95 %) and p hold for other seeds and other rows of the eval split; with one seed for other rows "
@@ -259,7 +261,7 @@ def _capitalized(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def sweep(study: Study) -> Section | None:
+def sweep_section(study: Study) -> Section | None:
     """Masks of many sizes."""
     points = study.sweeps
     if points.empty:
@@ -281,7 +283,7 @@ def sweep(study: Study) -> Section | None:
     )
 
 
-def masks(study: Study) -> list[Section]:
+def mask_sections(study: Study) -> list[Section]:
     """Where the masks lie, and what they share."""
     made = find_masks(study.results)
     if made.empty:
@@ -320,7 +322,7 @@ def _shared(study: Study, pairs: pd.DataFrame) -> list[Section]:
     return [Section("What the masks have in common", notes, [table], drawn)]
 
 
-def training(study: Study) -> Section | None:
+def training_section(study: Study) -> Section | None:
     """Learning curves."""
     curves = study.curves
     if curves.empty:
@@ -335,7 +337,7 @@ def training(study: Study) -> Section | None:
     )
 
 
-def costs(study: Study) -> Section:
+def costs_section(study: Study) -> Section:
     """Cost against the headline metric."""
     notes = [
         "fit: training and, for masks, the gradient, selection and measurement. A gradient that several arms shared "
@@ -348,7 +350,7 @@ def costs(study: Study) -> Section:
     return Section(f"Cost and {title}", notes, [table], [picture])
 
 
-def expected(study: Study) -> Section:
+def expected_section(study: Study) -> Section:
     """The source document's expectation and what was measured."""
     same = "the same" if study.backbones == BACKBONE else "another one, so the columns do not answer each other"
     notes = [f"The source document expects this of {BACKBONE}; ours ran on {study.backbones}: {same}.", *REASONS]
@@ -356,7 +358,7 @@ def expected(study: Study) -> Section:
     return Section("What the source document expects", notes, [table])
 
 
-def protocol(study: Study) -> Section:
+def protocol_section(study: Study) -> Section:
     """Splits, sizes, fingerprints, versions, devices and precision."""
     rows = [
         {
@@ -386,13 +388,13 @@ def _made_with(study: Study) -> Table:
 
 
 SECTIONS: list[Callable[[Study], Section | list[Section] | None]] = [
-    arms,
-    differences,
-    sweep,
-    masks,
-    training,
-    costs,
-    expected,
-    protocol,
+    arms_section,
+    differences_section,
+    sweep_section,
+    mask_sections,
+    training_section,
+    costs_section,
+    expected_section,
+    protocol_section,
 ]
 """In the order of the page; what has nothing to show returns None or an empty list."""

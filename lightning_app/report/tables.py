@@ -60,8 +60,8 @@ def show_arms(summary: pd.DataFrame) -> pd.DataFrame:
     for name, metric in METRICS.items():
         if metric.in_tables:
             table[metric.heading] = interval(summary, name)
-    table["trained"] = summary["trainable_parameters"].map(count)
-    table["masked"] = summary["masked_parameters"].map(count)
+    table["trained"] = summary["trainable_parameters"].map(show_count)
+    table["masked"] = summary["masked_parameters"].map(show_count)
     table["predicted"] = summary["predicted_change"].map(signed)
     table["measured"] = summary["measured_change"].map(signed)
     table["seconds"] = summary["total_seconds"].map("{:.0f}".format)
@@ -74,7 +74,7 @@ def interval(summary: pd.DataFrame, metric: str) -> list[str]:
     return [show(mean) if pd.isna(half) else f"{show(mean)} ± {show(half)}" for mean, half in pairs]
 
 
-def count(value: float) -> str:
+def show_count(value: float) -> str:
     """A number of weights."""
     return "" if pd.isna(value) else f"{value:,.0f}"
 
@@ -160,7 +160,7 @@ def show_sweep(points: pd.DataFrame) -> pd.DataFrame:
     means = mean_points(points)
     table = means[["dataset", "arm", "score", "tail"]].copy()
     table["fraction %"] = means["fraction"].map(lambda value: f"{100 * value:g}")
-    table["masked"] = means["num_masked"].map(count)
+    table["masked"] = means["num_masked"].map(show_count)
     table["predicted"] = means["predicted_change"].map("{:+.4g}".format)
     table["measured"] = means["measured_change"].map("{:+.4g}".format)
     for name, metric in METRICS.items():
@@ -189,7 +189,7 @@ def show_shares(shares: pd.DataFrame) -> pd.DataFrame:
 def show_overlaps(pairs: pd.DataFrame) -> pd.DataFrame:
     """Overlaps, and what chance gives."""
     table = pairs[["between", "dataset", "one", "other"]].copy()
-    table["in both"], table["in either"] = pairs["intersection"].map(count), pairs["union"].map(count)
+    table["in both"], table["in either"] = pairs["intersection"].map(show_count), pairs["union"].map(show_count)
     table["Jaccard"], table["by chance"] = pairs["jaccard"].map("{:.4f}".format), pairs["chance"].map("{:.4f}".format)
     return table
 
@@ -202,7 +202,10 @@ def show_training(curves: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
     best = by_seed.groupby(["dataset", "arm"]).mean().rename("best").reset_index()
     trained = summary.merge(best, on=["dataset", "arm"])
     table = trained[["dataset", "arm", "seeds"]].copy()
-    table["steps"], table["epochs"] = trained["optimisation_steps"].map(count), trained["epochs"].map("{:.1f}".format)
+    table["steps"], table["epochs"] = (
+        trained["optimisation_steps"].map(show_count),
+        trained["epochs"].map("{:.1f}".format),
+    )
     table[f"best dev {metric.heading}"] = trained["best"].map(metric.show)
     return table
 
@@ -211,7 +214,7 @@ def show_costs(summary: pd.DataFrame) -> pd.DataFrame:
     """What each arm costs, and its headline metric."""
     table = summary[["dataset", "arm"]].copy()
     table[METRICS[HEADLINE].heading] = summary[HEADLINE].map(METRICS[HEADLINE].show)
-    table["trained"] = summary["trainable_parameters"].map(count)
+    table["trained"] = summary["trainable_parameters"].map(show_count)
     table["fit, s"] = summary["fit_seconds"].map("{:.1f}".format)
     table["evaluation, s"] = (summary["total_seconds"] - summary["fit_seconds"]).map("{:.1f}".format)
     table["peak memory, GiB"] = summary["peak_memory_bytes"].map(

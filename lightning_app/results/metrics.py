@@ -71,6 +71,11 @@ class Metric:
         """The unit of a difference: differences of percentages are in points."""
         return "points" if self.unit == "%" else self.unit
 
+    @property
+    def mode(self) -> str:
+        """Which way is better, as early stopping and checkpoints take it."""
+        return "max" if self.higher_is_better else "min"
+
     def admits(self, value: float) -> bool:
         """Whether a value is possible."""
         return self.low <= value <= self.high or (value != value and isinf(self.high))

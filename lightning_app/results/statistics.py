@@ -23,7 +23,7 @@ from lightning_app.results.predictions import Evaluation
 Pair = tuple[str, str]
 """An arm and the reference that it is compared with."""
 
-MARGIN = 0.01
+EQUIVALENCE_MARGIN = 0.01
 """A difference within it, either way, counts as none. It is the +-1 % that the source document expects: 1 point of a
 percentage. In nats of NLL it is a change by 1 % of the probability given to the right class."""
 
@@ -80,7 +80,7 @@ class Difference:
         low: Lower end of the 95 % interval.
         high: Its upper end.
         p_value: Two-sided, that there is no difference: below `ALPHA` exactly where the interval leaves out 0.
-        p_equivalence: That the difference is `MARGIN` or more, either way; see `tost`.
+        p_equivalence: That the difference is `EQUIVALENCE_MARGIN` or more, either way; see `tost`.
         smallest_detectable: See `smallest_detectable`.
         declared: Whether a verdict stands on it; every other difference is exploratory.
         mcnemar: McNemar's exact p of each seed, where the metric is a proportion of the rows; empty otherwise.
@@ -282,7 +282,7 @@ def standard_error(by_seed: np.ndarray, draws: np.ndarray, num_rows: int) -> tup
     return float(np.sqrt(between + shared)), float(stdtridf(1 - ALPHA / 2, critical))
 
 
-def tost(estimate: float, standard_error: float, df: float, margin: float = MARGIN) -> tuple[float, float]:
+def tost(estimate: float, standard_error: float, df: float, margin: float = EQUIVALENCE_MARGIN) -> tuple[float, float]:
     """Two one-sided t-tests against a margin (Schuirmann, J. Pharmacokinet. Biopharm. 15, 1987).
 
     It takes the standard error of both levels. `ttost_paired` over the seeds needs two seeds and ignores that the eval

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lightning_app.results.metrics import HEADLINE, METRICS
-from lightning_app.results.statistics import ALPHA, MARGIN, POWER, Difference, tost
+from lightning_app.results.statistics import ALPHA, EQUIVALENCE_MARGIN, POWER, Difference, tost
 
 Outcome = Literal["helps", "hurts", "no difference", "cannot tell"]
 
@@ -31,13 +31,14 @@ class Verdict:
 def verdict(reference: Difference, control: Difference) -> Verdict:
     """Whether an arm helps on a dataset, by the headline metric.
 
-    *Beats* means a gain with `p_holm` below `ALPHA`, *is worse* a loss. The first that holds:
+    *Beats* means a gain with `p_holm` below `ALPHA`, *is worse* a loss; the margin is `EQUIVALENCE_MARGIN`. The first
+    that holds:
 
     1. **helps**: the arm beats its reference and its control (for masks: as many weights drawn at random).
     2. **hurts**: the arm is worse than the reference.
-    3. **no difference**: the arm is shown to be within `MARGIN` of the reference (`p_equivalence` below `ALPHA`); or it
-       beats the reference and is shown to beat the control by less than `MARGIN` (one of the two tests of `tost`): what
-       it gains, the control gains too.
+    3. **no difference**: the arm is shown to be within the margin of the reference (`p_equivalence` below `ALPHA`); or
+       it beats the reference and is shown to beat the control by less than the margin (one of the two tests of
+       `tost`): what it gains, the control gains too.
     4. **cannot tell**: none of these is shown; the study is too small for a difference of this size.
 
     A difference that is shown and yet within the margin helps or hurts, and the reason says that it is small. Tests of
@@ -56,7 +57,7 @@ def verdict(reference: Difference, control: Difference) -> Verdict:
 
 def _rule(reference: Difference, control: Difference) -> tuple[Outcome, str]:
     headline = METRICS[HEADLINE]
-    arm, margin = reference.arm, f"the margin of {headline.scale * MARGIN:.2f} {headline.difference_unit}"
+    arm, margin = reference.arm, f"the margin of {headline.scale * EQUIVALENCE_MARGIN:.2f} {headline.difference_unit}"
     small = f", but by less than {margin}" if reference.p_equivalence < ALPHA else ""
     beats = _beats(reference)
     if beats and _beats(control):

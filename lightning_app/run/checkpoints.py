@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_app.results.files import write_atomically
+from lightning_app.results.metrics import HEADLINE, METRICS
 from lightning_app.signals import sigterm
 
 
@@ -57,7 +58,7 @@ class BestCheckpoint(ModelCheckpoint):
         mode: `max` if a larger value is better, `min` if a smaller one is.
     """
 
-    def __init__(self, monitor: str = "val/accuracy", mode: str = "max") -> None:
+    def __init__(self, monitor: str = f"val/{HEADLINE}", mode: str = METRICS[HEADLINE].mode) -> None:
         super().__init__(
             filename="best", monitor=monitor, mode=mode, save_weights_only=True, enable_version_counter=False
         )

@@ -23,6 +23,7 @@ from datamodules import TextDataModule
 from lightning_app.errors import UsageError, chain_of_causes
 from lightning_app.results.files import check_name
 from lightning_app.results.identity import Arm, Identity
+from lightning_app.results.metrics import HEADLINE, METRICS
 from lightning_app.run.checkpoints import AtomicCheckpointIO
 from lightning_app.run.configs import (
     add_arm_arguments,
@@ -158,7 +159,7 @@ class InfluenceCLI(LightningCLI):
         parser.add_argument("--dataset", type=str, default=None, help="Name of the dataset, a folder.")
         add_arm_arguments(parser)
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
-        stopping = {"monitor": "val/accuracy", "mode": "max", "patience": 3}
+        stopping = {"monitor": f"val/{HEADLINE}", "mode": METRICS[HEADLINE].mode, "patience": 3}
         parser.set_defaults({f"early_stopping.{key}": value for key, value in stopping.items()})
         # jsonargparse replaces a linked value without a message, and leaves it out of a saved configuration
         parser.link_arguments("seed_everything", "data.init_args.seed")

@@ -16,6 +16,7 @@ DEAD = "http://127.0.0.1:9"
 LOAD = """
 import json, sys, time
 import datamodules
+from datamodules.overlap import Overlap
 
 class Unknown(datamodules.HubDataModule):
     name, path, label_names, eval_split_name = "unknown", "nobody/nothing", ("a", "b"), "test"
@@ -23,6 +24,12 @@ class Unknown(datamodules.HubDataModule):
 def padding(loader):
     masks = [batch["attention_mask"] for batch in loader]
     return 1 - sum(mask.sum().item() for mask in masks) / sum(mask.numel() for mask in masks)
+
+def overlaps(module):
+    # rows of head_init and train that contain, or lie within, a row of dev
+    rows = module._load_splits().to_pylist()
+    dev = Overlap(row["text"] for row in rows if row["split"] == "dev")
+    return sum(row["text"] in dev for row in rows if row["split"] in ("head_init", "train"))
 
 def describe(module):
     calibration = list(module.calibration_dataloader())
@@ -33,6 +40,7 @@ def describe(module):
         "eval_split_name": module.eval_split_name,
         "fingerprint": module.fingerprint,
         "sizes": module.split_sizes,
+        "overlaps": overlaps(module),
         "first": module.tokenizer.decode(batch["input_ids"][batch["row"].tolist().index(0)]),
         "calibrated": len({row for batch in calibration for row in batch["row"].tolist()}),
         "largest": max(len(batch["row"]) for batch in calibration),
@@ -125,7 +133,7 @@ def test_each_dataset_has_its_classes_and_all_rows_of_its_evaluation_split(
     found = loaded[dataset]
     assert (found["name"], found["num_labels"], found["eval_split_name"]) == (name, num_labels, split)
     assert found["sizes"] == {"head_init": 500, "train": 1000, "dev": 500, "eval": rows}
-    assert (found["calibrated"], found["largest"]) == (1000, 32)
+    assert (found["calibrated"], found["largest"], found["overlaps"]) == (1000, 32, 0)
 
 
 @pytest.mark.parametrize("dataset", ALL)
@@ -167,3 +175,12 @@ def test_where_there_is_no_local_copy_either_a_quick_error_says_how_to_work_offl
     found = later["unreachable"]["Unknown"]
     assert all(part in found["error"] for part in ("'nobody/nothing'", DEAD, "HF_HUB_OFFLINE=1", "docstrings dataset"))
     assert found["seconds"] < 10
+
+
+def test_a_cache_folder_that_cannot_be_written_is_the_cause_that_is_reported(hub, minilm, tmp_path):
+    (tmp_path / "file").touch()
+    home = tmp_path / "file" / "home"
+    found = result(start(tmp_path, minilm, hub, "SST2", "SST2@nobody/nothing", HF_HOME=str(home)))
+    for error in (found["SST2"]["error"], found["SST2@nobody/nothing"]["error"]):
+        assert f"The cache folder {home}/hub cannot be written" in error
+        assert "Set HF_HOME to a folder that can be" in error

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -146,10 +147,15 @@ def test_calibration_does_not_depend_on_how_training_is_batched(make_toy):
             assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_smaller_calibration_is_a_stratified_part_of_train_and_not_its_longest_rows(make_toy):
+@pytest.mark.parametrize("size", [3, 7, 40, 41, 113, 200])
+def test_a_smaller_calibration_has_the_rows_that_a_train_split_of_its_size_has(make_toy, size):
+    rows = sorted(rows_of(make_toy(calibration_size=size).calibration_dataloader()))
+    assert rows == split_rows(make_toy(train_size=size))["train"]
+
+
+def test_a_smaller_calibration_is_a_part_of_train_and_not_its_longest_rows(make_toy):
     module = make_toy(calibration_size=40)
     rows = sorted(rows_of(module.calibration_dataloader()))
-    assert rows == split_rows(make_toy(train_size=40))["train"]
     assert set(rows) < set(split_rows(module)["train"])
     lengths = [mask.sum(1) for mask in (batch["attention_mask"] for batch in module.calibration_dataloader())]
     everything = [batch["attention_mask"].sum(1) for batch in make_toy().calibration_dataloader()]
@@ -189,7 +195,7 @@ def test_a_budget_of_tokens_makes_large_batches_of_the_same_rows(make_toy):
 
 @pytest.mark.parametrize("wrong", [{"eval_tokens": 127}, {"eval_tokens": 3000, "pad_lengths": [128]}])
 def test_a_budget_below_a_row_or_beside_fixed_lengths_is_refused(make_toy, wrong):
-    with pytest.raises(DataError, match=r"eval_tokens is .*at least max_length, 128, and None beside pad_lengths"):
+    with pytest.raises(DataError, match=r"eval_tokens is .*at least max_length, 128, and None with pad_lengths"):
         make_toy(**wrong)
 
 
@@ -254,7 +260,7 @@ def test_a_resumed_fit_sees_the_batches_that_an_uninterrupted_one_sees(make_toy,
 
 def test_overfit_batches_is_refused_by_name(make_toy):
     module = make_toy()
-    with pytest.raises(DataError, match="overfit_batches does not go with"):
+    with pytest.raises(DataError, match="overfit_batches does not work with"):
         make_trainer(overfit_batches=2).fit(Recorder(), module)
 
 
@@ -295,13 +301,13 @@ def test_two_processes_share_each_epoch(make_toy, tokenizer_folder, tmp_path):
     ("kwargs", "message"),
     [
         ({"batch_size": 0}, "batch_size is 0, but must be at least 1"),
-        ({"head_init_size": 2}, "head_init_size is 2, but must be at least 3, one row a class"),
+        ({"head_init_size": 2}, "head_init_size is 2, but must be at least 3, one row per class"),
         ({"eval_size": 1}, "eval_size is 1"),
         ({"train_on": "dev"}, "train_on is 'dev', but must be 'train' or 'head_init'"),
         ({"early_stop_on": "test"}, "early_stop_on is 'test', but must be 'dev' or 'eval'"),
         ({"pad_lengths": [32, 64]}, r"pad_lengths is \[32, 64\], but must be lengths up to max_length, 128"),
         ({"pad_lengths": []}, "pad_lengths is"),
-        ({"calibration_size": 2}, "calibration_size is 2, but must be from 3, one row a class, to train_size, 1000"),
+        ({"calibration_size": 2}, "calibration_size is 2, but must be from 3, one row per class, to train_size, 1000"),
         ({"calibration_size": 1001}, "calibration_size is 1001"),
         ({"seed": -1}, "seed is -1"),
         ({"num_workers": -1}, "num_workers is -1"),
@@ -313,8 +319,28 @@ def test_arguments_out_of_range_are_refused_by_name(toy_class, kwargs, message):
 
 
 def test_too_few_rows_for_the_sizes_asked_for_is_an_error(make_toy):
-    with pytest.raises(DataError, match="rows of class 'a' are asked for in all"):
+    with pytest.raises(DataError, match="5110 rows are asked for in all, but only 600"):
         make_toy(train_size=5000)
+    with pytest.raises(DataError, match=r"rows of class '.' are asked for in all"):
+        make_toy(train_size=490)
+
+
+def test_what_is_left_out_and_contradicts_itself_is_reported_once(toy_class, make_toy, monkeypatch, caplog):
+    pool, held_out = make_toy().load_source()
+    texts, labels = pool["text"].to_pylist(), pool["label"].to_pylist()
+    texts[:4] = ["", held_out["text"][0].as_py() + "!", "twice", "Twice"]
+    labels[:4] = [0, 0, 1, 2]
+    changed = pa.table({"row": pool["row"], "text": texts, "label": labels})
+    monkeypatch.setattr(toy_class, "load_source", lambda self: (changed, held_out))
+    with (
+        caplog.at_level("INFO"),
+        pytest.warns(UserWarning, match="toy: texts with different labels: 1, for example 'Twice'"),
+    ):
+        make_toy()
+    reported = [record.message for record in caplog.records if "left out" in record.message]
+    assert reported == [
+        "toy: of 600 training rows, some are left out: 1 without text, 1 matching an eval row, 1 repeated"
+    ]
 
 
 def test_a_folder_without_a_tokenizer_is_an_error_that_names_it(toy_class, tmp_path):

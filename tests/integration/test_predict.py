@@ -12,7 +12,7 @@ import torch
 from integration_helpers import predictions_of
 
 from lightning_app.deploy.predict import predict
-from lightning_app.deploy.tables import read_table, write_table
+from lightning_app.deploy.tables import read_user_table, write_table
 from lightning_app.run.trained_run import TrainedRun
 
 
@@ -36,7 +36,7 @@ def test_the_labels_of_a_file_are_those_of_the_evaluation(given, asked, best, ev
     assert influence("predict", "--ckpt", best, "--input", f"in{given}", "--output", f"out{asked}") == 0
     written, names = predictions_of(best.parents[1]), TrainedRun(best).datamodule.label_names
     expected = torch.tensor(written["logits"])
-    rows = read_table(tmp_path / f"out{asked}").to_pylist()
+    rows = read_user_table(tmp_path / f"out{asked}").to_pylist()
     assert [row["id"] for row in rows] == eval_rows["id"].to_pylist()
     assert [row["text"] for row in rows] == eval_rows["text"].to_pylist()
     assert [row["predicted_label"] for row in rows] == [names[label] for label in expected.argmax(1).tolist()]
@@ -85,8 +85,8 @@ def test_several_columns_are_read_as_the_datasets_own_are(best, influence, tmp_p
         ("text\nfine\n  \n\n", [], "in.csv has no text in text of row 2 (counted from 1; 1 such rows in all)"),
         ("body\nfine\n", [], "in.csv has no column ['text'], only ['body']. Name the text: --text_columns"),
         ("text\n", [], "in.csv has no rows"),
-        ("text\na,b\n", [], "in.csv could not be read as .csv"),
-        ("text,text\na,b\n", [], "in.csv has several columns called ['text']"),
+        ("text\na,b\n", [], "Cannot read in.csv as CSV: line 2 has 2 fields, but the first has 1"),
+        ("text,text\na,b\n", [], "Cannot read in.csv as CSV: it has several columns called ['text']"),
         ("text\nfine\n", ["--input", "gone.csv"], "There is no file gone.csv"),
         (
             "text\nfine\n",

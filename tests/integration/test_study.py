@@ -196,7 +196,7 @@ def test_the_mask_does_not_depend_on_how_many_rows_are_taken_at_once(
         influence("fit", *condition_words("influence", "batches"), f"--{option}", f"--model.start={_start(study)}") == 0
     )
     run = tmp_path / "outputs" / "batches" / "docstrings" / "influence" / "seed0"
-    assert f"{option.partition('.')[2].replace('=', ': ')}\n" in (run / "config.yaml").read_text()
+    assert f"{option.rpartition('.')[2].replace('=', ': ')}\n" in (run / "config.yaml").read_text()
     expected = metrics_of(study / "docstrings" / "influence" / "seed0")["mask_digest"]
     assert Mask.load(run / "mask.safetensors").digest == expected
 

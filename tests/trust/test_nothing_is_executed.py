@@ -73,7 +73,7 @@ def test_a_mask_file_with_a_payload_is_refused(malicious, words, refused, trace,
     mask = malicious(tmp_path / "mask.safetensors", packed=torch.zeros(3, dtype=torch.uint8))
     callback = ["--trainer.callbacks+=influence_masking.InfluenceMasking", f"--trainer.callbacks.mask_path={mask}"]
     told = refused("fit", *words("full_ft", *callback))
-    assert f"Asked to read {mask} as a mask file, found" in told
+    assert f"{mask} is damaged or not a mask file" in told
     assert not trace.exists()
 
 

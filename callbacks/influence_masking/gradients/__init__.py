@@ -1,1 +1,1 @@
-"""What one gradient is taken over, and how."""
+"""The gradient that masks are made from: its samples, its loss and its mean."""

@@ -1,4 +1,4 @@
-"""Exactly N samples of a stream of batches, whatever a batch is made of."""
+"""Exactly N samples from a stream of batches, whatever a batch consists of."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,13 +10,13 @@ from influence_masking.errors import MaskingError
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
+class CalibrationBatch:
     """One batch of the calibration data.
 
     Attributes:
-        data: What the data loader gave, cut to the samples that are wanted.
-        index: Its place in the stream, from 0.
-        size: How many samples it holds.
+        data: The data loader's batch, cut to the samples that are used.
+        index: Its position in the stream, from 0.
+        size: Number of samples.
     """
 
     data: Any
@@ -24,17 +24,17 @@ class Batch:
     size: int
 
 
-def take_samples(stream: Iterable[Any], num_samples: int | None) -> Iterator[Batch]:
-    """Yields the first batches of a stream, the last one cut so that they hold exactly ``num_samples`` samples.
+def take_samples(stream: Iterable[Any], num_samples: int | None) -> Iterator[CalibrationBatch]:
+    """Yield the first batches of a stream, the last one cut so that together they have exactly `num_samples` samples.
 
-    Batches without a sample are left out.
+    Empty batches are skipped.
 
     Args:
         stream: Batches: tensors whose first dimension counts samples, or mappings, sequences and dataclasses of them.
-        num_samples: How many samples to take; None takes every one.
+        num_samples: Number of samples to take; None takes all.
 
     Raises:
-        MaskingError: If the stream ends before, or is empty.
+        MaskingError: If the stream has fewer samples, or none.
     """
     found = 0
     for index, data in enumerate(stream):
@@ -43,18 +43,18 @@ def take_samples(stream: Iterable[Any], num_samples: int | None) -> Iterator[Bat
             continue
         wanted = size if num_samples is None else min(size, num_samples - found)
         found += wanted
-        yield Batch(data if wanted == size else cut(data, 0, wanted, size), index, wanted)
+        yield CalibrationBatch(data if wanted == size else cut(data, 0, wanted, size), index, wanted)
         if found == num_samples:
             return
     if num_samples is not None or found == 0:
         raise MaskingError(
-            f"Asked for num_samples={num_samples}, found {found} samples in the calibration data. Lower `num_samples`, "
-            "set it to None to take every sample, or override `calibration_batches`."
+            f"Too few calibration samples: found {found}, num_samples={num_samples}. Lower `num_samples`, set it to "
+            "None to take every sample, or override `calibration_batches`."
         )
 
 
 def count_samples(data: Any) -> int:
-    """Returns the length of the first tensor of a batch that has a dimension.
+    """Return the length of the first tensor of a batch that has a dimension.
 
     Raises:
         MaskingError: If there is no such tensor.
@@ -63,27 +63,28 @@ def count_samples(data: Any) -> int:
         if tensor.ndim:
             return tensor.shape[0]
     raise MaskingError(
-        f"Asked to count the samples of a batch of type {type(data).__name__}, found no tensor in it. Override "
-        "`calibration_batches` so that it yields batches of tensors."
+        f"Cannot count the samples of a batch of type {type(data).__name__}: it contains no tensor. Override "
+        "`calibration_batches` to yield batches of tensors."
     )
 
 
-def split(batch: Batch, size: int) -> list[Batch]:
-    """Cuts a batch into pieces of at most ``size`` samples; a batch that is small enough stays as it is."""
+def split(batch: CalibrationBatch, size: int) -> list[CalibrationBatch]:
+    """Cut a batch into pieces of at most `size` samples; leave a smaller one as it is."""
     if batch.size <= size:
         return [batch]
     starts = range(0, batch.size, size)
     return [
-        Batch(cut(batch.data, i, min(i + size, batch.size), batch.size), batch.index, min(size, batch.size - i))
+        CalibrationBatch(
+            cut(batch.data, i, min(i + size, batch.size), batch.size), batch.index, min(size, batch.size - i)
+        )
         for i in starts
     ]
 
 
 def cut(data: Any, start: int, stop: int, size: int) -> Any:
-    """Returns samples ``start`` to ``stop`` of a batch of ``size`` samples, as the same types.
+    """Return samples `start` to `stop` of a batch of `size` samples, with the same types.
 
-    Tensors are cut along their first dimension if it has that size. So are sequences of that length, unless there is a
-    tensor of that many samples inside (a pair of inputs and labels in a batch of two).
+    Tensors are cut along their first dimension if it has that size, and sequences if they have that length.
     """
     if isinstance(data, Tensor):
         return data[start:stop] if data.ndim and data.shape[0] == size else data
@@ -95,6 +96,7 @@ def cut(data: Any, start: int, stop: int, size: int) -> Any:
         return dataclasses.replace(data, **fields)
     if not isinstance(data, Sequence) or isinstance(data, str | bytes):
         return data
+    # a pair (inputs, labels) of a batch of two samples is not a sequence of two samples
     if len(data) == size and not any(tensor.shape[:1] == (size,) for tensor in _tensors(data)):
         return data[start:stop]
     items = [cut(item, start, stop, size) for item in data]

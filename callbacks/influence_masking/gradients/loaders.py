@@ -1,4 +1,4 @@
-"""Where the samples for the gradient come from by default."""
+"""The default source of the samples for the gradient."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,34 +12,35 @@ from influence_masking.errors import MaskingError
 
 
 def default_loader(trainer: Trainer) -> Any:
-    """Returns the datamodule's ``calibration_dataloader()`` if it has one, else the training dataloader.
+    """Return the datamodule's `calibration_dataloader()` if it has one, otherwise the training dataloader.
 
-    The training dataloader is the one that ``Trainer.fit`` was given or that the datamodule or the module makes, before
-    Lightning divides it over processes.
+    The training dataloader is the one passed to `Trainer.fit` or made by the datamodule or the module, before Lightning
+    divides it over processes.
 
     Raises:
-        MaskingError: If there is no training dataloader, or if it gives each process other samples.
+        MaskingError: If there is no training dataloader, or if it gives each process different samples.
     """
     if callable(make := getattr(getattr(trainer, "datamodule", None), "calibration_dataloader", None)):
         loader = make()
     else:
-        source = trainer.fit_loop._data_source  # the one place that knows a loader passed to `fit`
+        source = trainer.fit_loop._data_source  # private, but nothing else has a loader passed to `fit`
         if not source.is_defined():
             raise MaskingError(
-                "Asked for calibration data, found no training dataloader. Pass one to `Trainer.fit`, or override "
-                "`calibration_batches`."
+                "There is no calibration data: found neither `calibration_dataloader` nor a training dataloader. Pass "
+                "one to `Trainer.fit`, or override `calibration_batches`."
             )
         loader = source.dataloader()
+    # Lightning adds its DistributedSampler later, so one that is here is the user's: every process must see all batches
     if any(isinstance(s, DistributedSampler) and s.num_replicas > 1 for s in _samplers(loader)):
         raise MaskingError(
-            "Asked for calibration data, found a dataloader with a DistributedSampler: each process would see other "
-            "samples. Give the datamodule a `calibration_dataloader()` without one, or override `calibration_batches`."
+            "The calibration dataloader has a DistributedSampler, so each process would see different samples. Add a "
+            "`calibration_dataloader()` without one to the datamodule, or override `calibration_batches`."
         )
     return loader
 
 
 def iterate(loader: Any) -> Iterator[Any]:
-    """Yields batches of a loader or of a collection of loaders, and puts back the generators that it shuffles with."""
+    """Yield the batches of a loader or a collection of loaders, then restore the generators that it shuffles with."""
     generators = [g for g in (getattr(s, "generator", None) for s in _samplers(loader)) if g is not None]
     states = [generator.get_state() for generator in generators]
     collection = isinstance(loader, dict | list | tuple | CombinedLoader)
@@ -54,7 +55,7 @@ def iterate(loader: Any) -> Iterator[Any]:
 
 
 def _samplers(loader: Any) -> list[Any]:
-    """Returns a loader, its samplers and theirs: whatever may hold a generator or divide the samples."""
+    """Return a loader, its samplers and theirs: everything that may have a generator or divide the samples."""
     if isinstance(loader, CombinedLoader):
         return [holder for part in loader.flattened for holder in _samplers(part)]
     if isinstance(loader, dict | list | tuple):

@@ -1,10 +1,10 @@
-"""One gradient of the mean loss over many samples, a micro-batch at a time, for the candidates alone.
+"""The gradient of the mean loss over many samples with respect to the candidates, one micro-batch at a time.
 
-The gradient of every micro-batch is added, times its number of samples, to a float64 sum and freed at once, parameter
-by parameter, while the backward pass goes on. A product of a float32 gradient and a count is exact in float64 and the
-sum of a few thousand of them all but exact, so neither the order of the micro-batches nor how they are divided over
-processes shows after the one rounding to float32 at the end. Which samples share a micro-batch does show in the last
-bits, because the model computes in its own type: for equal masks to the bit, keep the groups the same.
+The gradient of each micro-batch, times its number of samples, is added to a float64 sum and freed at once, parameter by
+parameter, during the backward pass. The product of a float32 gradient and a count is exact in float64, and a sum of a
+few thousand products nearly so. After one rounding to float32 at the end, the result does not depend on the order of
+the micro-batches or on how they are divided over processes. It does depend, in its last bits, on which samples share a
+micro-batch, because the model computes in its own type: for masks equal to the bit, keep the micro-batches the same.
 """
 
 import contextlib
@@ -20,46 +20,46 @@ from torch.distributed.tensor import DTensor
 from torchmetrics import Metric
 
 from influence_masking.errors import MaskingError
-from influence_masking.gradients.batches import Batch, split
-from influence_masking.runtime.processes import ALONE, Processes
+from influence_masking.gradients.batches import CalibrationBatch, split
+from influence_masking.runtime.processes import ALONE, Ranks
 from influence_masking.runtime.sharding import local_part
 from influence_masking.runtime.xla import run_pending
 
-PIECE = 1 << 17  # elements added at a time on the CPU, where torch makes a copy in the wider type first
+SUM_PIECE = 1 << 17  # elements per addition on the CPU: torch first copies them to float64
 
-LossFunction = Callable[[Batch], Tensor]
-Progress = Callable[[Sequence[Batch]], Iterator[Batch]]
+LossFunction = Callable[[CalibrationBatch], Tensor]
+Progress = Callable[[Sequence[CalibrationBatch]], Iterator[CalibrationBatch]]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a gradient is taken over, and how.
+    """The data that a gradient is taken over, and how it is taken.
 
     Attributes:
         batches: This process's share of the calibration data.
-        loss_function: Returns the mean loss over the samples of a micro-batch, with a graph behind it.
-        processes: Those that divide the data between them.
-        micro_batch_size: Most samples in one forward and backward pass; None leaves the batches as they are.
-        progress: Wraps the micro-batches to show how far they are.
+        loss_function: Returns the mean loss over the samples of a micro-batch, with its autograd graph.
+        processes: The processes that the data is divided over.
+        micro_batch_size: Largest number of samples in one forward and backward pass; None keeps the batches.
+        progress: Iterates over the micro-batches and shows the progress.
     """
 
-    batches: Sequence[Batch]
+    batches: Sequence[CalibrationBatch]
     loss_function: LossFunction
-    processes: Processes = ALONE
+    processes: Ranks = ALONE
     micro_batch_size: int | None = None
     progress: Progress = iter
 
 
 @dataclass(frozen=True)
 class MeanGradient:
-    """What one pass over the calibration data found.
+    """The result of one pass over the calibration data.
 
     Attributes:
-        grads: By candidate, the gradient of the mean loss, in the shape of the local part of the parameter: float64
-            for a parameter in float64, float32 for any other.
-        loss: The mean loss.
-        num_samples: How many samples it is the mean of.
-        micro_batch_size: The most samples in one forward and backward pass.
+        grads: Gradient of the mean loss by candidate, with the shape of the parameter's local part: float64 for a
+            parameter in float64, float32 for all others.
+        loss: Mean loss.
+        num_samples: Number of samples.
+        micro_batch_size: Largest number of samples in one forward and backward pass.
     """
 
     grads: dict[str, Tensor]
@@ -69,26 +69,26 @@ class MeanGradient:
 
 
 def take_gradient(module: nn.Module, candidates: Mapping[str, nn.Parameter], calibration: Calibration) -> MeanGradient:
-    """Returns `mean_gradient` in evaluation mode, and leaves the module as it was."""
+    """Return the `mean_gradient` of a module in evaluation mode, and restore the module."""
     with calibrating(module, candidates):
         return mean_gradient(candidates, calibration)
 
 
 def mean_gradient(candidates: Mapping[str, nn.Parameter], calibration: Calibration) -> MeanGradient:
-    """Returns the gradient of the mean loss over all samples of all processes.
+    """Return the gradient of the mean loss over all samples of all processes.
 
-    Memory beside the weights: 8 bytes a candidate for the sums (4 where the device has no float64), the gradients of
-    one parameter, and what one micro-batch takes. A micro-batch that does not fit is halved, with a warning, and the
-    pass begins again; not where parameters are sharded, because the other processes would wait for this one.
+    It takes 8 bytes of memory per candidate for the sums (4 where the device has no float64), the gradients of one
+    parameter, and what one micro-batch needs. If a micro-batch does not fit, the pass starts again with half the size,
+    with a warning. With sharded parameters that is an error, because the other processes would wait for this one.
 
     Args:
-        candidates: The parameters, each asking for a gradient.
-        calibration: What to take the gradient over.
+        candidates: The parameters; each requires a gradient.
+        calibration: The data and how to take the gradient.
 
     Raises:
-        MaskingError: If a gradient is infinite or not a number, which names the parameter; if the loss is, if it is
-            not one number, or if it has no gradient.
-        RuntimeError: That of the device, if not even one sample fits.
+        MaskingError: If a gradient is not finite (names the parameter), or if the loss is not finite, is not one number
+            or has no gradient.
+        RuntimeError: The device's own error, if not even one sample fits.
     """
     largest = max((batch.size for batch in calibration.batches), default=1)
     size = min(calibration.micro_batch_size or largest, largest)
@@ -101,22 +101,24 @@ def mean_gradient(candidates: Mapping[str, nn.Parameter], calibration: Calibrati
                 raise
             _check_can_halve(error, size, candidates)
             size = math.ceil(size / 2)
-        torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # after the `except`: the error's traceback keeps the pass's tensors alive
         for parameter in candidates.values():
-            parameter.grad = None  # what the backward pass that broke off has left
+            parameter.grad = None  # left by the interrupted backward pass
         rank_zero_warn(
-            f"The device ran out of memory; the gradient pass begins again with at most {size} samples at a time. "
-            "Smaller micro-batches change the last bits of the gradient."
+            f"The device ran out of memory. The gradient pass starts again with at most {size} samples at a time. This "
+            "changes the last bits of the gradient."
         )
     loss, num_samples = _mean(losses, calibration.processes)
-    grads = _finish(candidates, sums, num_samples, calibration.processes)  # first, because its error names a parameter
+    grads = _finish(
+        candidates, sums, num_samples, calibration.processes
+    )  # before the loss is checked: this error names a parameter
     _check_finite_loss(loss, num_samples)
     return MeanGradient(grads, loss, num_samples, size)
 
 
 @torch.no_grad()
 def mean_loss(calibration: Calibration, micro_batch_size: int) -> float:
-    """Returns the mean loss over all samples of all processes, without a gradient, so many samples at a time."""
+    """Return the mean loss over all samples of all processes, without a gradient."""
     losses = []
     for piece in (piece for batch in calibration.batches for piece in split(batch, micro_batch_size)):
         losses.append((piece.size, calibration.loss_function(piece)))
@@ -128,10 +130,10 @@ def mean_loss(calibration: Calibration, micro_batch_size: int) -> float:
 
 @contextlib.contextmanager
 def calibrating(module: nn.Module, candidates: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Puts a module into the state that the gradient is taken in, and back, whatever happens inside.
+    """Put a module into the state for taking the gradient, and restore it afterwards, also after an exception.
 
-    Inside: evaluation mode, no gradients kept, and only the candidates ask for one. Afterwards modes, buffers,
-    ``requires_grad`` and gradients are what they were, and metrics are reset.
+    Inside, the module is in evaluation mode, gradients are None and only the candidates require one. Afterwards modes,
+    buffers, `requires_grad` and gradients are restored, and metrics are reset.
     """
     parameters = list(module.parameters())
     wanted = {id(parameter) for parameter in candidates.values()}
@@ -160,7 +162,7 @@ def calibrating(module: nn.Module, candidates: Mapping[str, nn.Parameter]) -> It
 
 
 class _Sums:
-    """Adds each gradient that a backward pass leaves at a parameter to a sum, and frees it."""
+    """Sums of the gradients that backward passes leave at parameters; each gradient is freed when it is added."""
 
     def __init__(self, candidates: Mapping[str, nn.Parameter]) -> None:
         self.weight = 1
@@ -181,7 +183,7 @@ class _Sums:
         if name not in self.by_name:
             self.by_name[name] = torch.zeros(grad.shape, dtype=_sum_type(grad.device), device=grad.device)
         total, grad = self.by_name[name].view(-1), grad.reshape(-1)
-        size = PIECE if grad.device.type == "cpu" else max(grad.numel(), 1)
+        size = SUM_PIECE if grad.device.type == "cpu" else max(grad.numel(), 1)
         for some_total, some_grad in zip(total.split(size), grad.split(size), strict=True):
             some_total.add_(some_grad, alpha=self.weight)
         parameter.grad = None
@@ -190,7 +192,7 @@ class _Sums:
 def _accumulate(
     candidates: Mapping[str, nn.Parameter], calibration: Calibration, size: int
 ) -> tuple[dict[str, Tensor], list[tuple[int, Tensor]]]:
-    """Returns the sums over samples of the gradients, by candidate, and each micro-batch's size and mean loss."""
+    """Return the gradients summed over samples, by candidate, and the size and mean loss of each micro-batch."""
     pieces = [piece for batch in calibration.batches for piece in split(batch, size)]
     sums, losses = _Sums(candidates), []
     try:
@@ -207,7 +209,7 @@ def _accumulate(
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Returns whether a device says that its memory is full: CUDA, the CPU's allocator, or XLA by its status code."""
+    """Return whether an error says that memory is full: on CUDA, on the CPU, or on XLA by its status code."""
     return (
         isinstance(error, torch.OutOfMemoryError) or is_out_of_cpu_memory(error) or "RESOURCE_EXHAUSTED" in str(error)
     )
@@ -215,12 +217,12 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 def _check_can_halve(error: RuntimeError, size: int, candidates: Mapping[str, nn.Parameter]) -> None:
     if size == 1:
-        error.add_note("Asked for the gradient of one sample at a time; even that does not fit on the device.")
+        error.add_note("Out of memory for the gradient of a single sample. Use a larger device or a smaller model.")
         raise error
     if any(isinstance(parameter, DTensor) for parameter in candidates.values()):
         error.add_note(
-            f"Asked for the gradient of {size} samples at a time; they do not fit on the device, and with sharded "
-            "parameters one process cannot begin again alone. Set `micro_batch_size` to less."
+            f"Out of memory for the gradient of {size} samples. With sharded parameters one process cannot start again "
+            f"alone. Set `micro_batch_size` to less than {size}."
         )
         raise error
 
@@ -229,9 +231,9 @@ def _finish(
     candidates: Mapping[str, nn.Parameter],
     sums: dict[str, Tensor],
     num_samples: int,
-    processes: Processes,
+    processes: Ranks,
 ) -> dict[str, Tensor]:
-    """Adds up the processes' sums, divides by the number of samples, rounds and checks, one parameter at a time."""
+    """Sum over processes, divide by the number of samples, round and check, one parameter at a time."""
     used = processes.sum(torch.tensor([name in sums for name in candidates], dtype=torch.int64)).tolist()
     grads = {}
     for name, parameter in candidates.items():
@@ -250,8 +252,8 @@ def _finish(
     return grads
 
 
-def _mean(losses: list[tuple[int, Tensor]], processes: Processes) -> tuple[float, int]:
-    """Returns the mean over samples, rounded once, so that it does not depend on the order, and their number."""
+def _mean(losses: list[tuple[int, Tensor]], processes: Ranks) -> tuple[float, int]:
+    """Return the mean over samples, rounded once so that it does not depend on their order, and their number."""
     here = torch.tensor([(size, float(loss)) for size, loss in losses], dtype=torch.float64)
     everyone = torch.cat(processes.gather(here.view(-1))).view(-1, 2)
     num_samples = int(everyone[:, 0].sum())
@@ -259,34 +261,34 @@ def _mean(losses: list[tuple[int, Tensor]], processes: Processes) -> tuple[float
 
 
 def _sum(values: Tensor) -> float:
-    """Returns the sum, rounded once; `math.fsum` refuses what is not finite."""
+    """Return the sum, rounded once; `math.fsum` would raise on infinities."""
     return math.fsum(values.tolist()) if values.isfinite().all() else values.sum().item()
 
 
 def _check_loss(loss: Tensor) -> None:
     if loss.numel() != 1 or not loss.requires_grad:
-        found = f"one of shape {tuple(loss.shape)}" if loss.numel() != 1 else "one that depends on no candidate"
+        found = f"shape {tuple(loss.shape)}" if loss.numel() != 1 else "a loss that depends on no candidate"
         raise MaskingError(
-            f"Asked for a mean loss with a gradient, found {found}. Check that the loss is one number, that it is "
-            "neither detached nor computed under `torch.no_grad`, and that `targets` are part of the model."
+            f"The loss must be one number with a gradient, found {found}. Check that it is a mean, is not "
+            "detached or computed under `torch.no_grad`, and depends on parameters that `targets` selects."
         )
 
 
 def _check_finite_loss(loss: float, num_samples: int) -> None:
     if not math.isfinite(loss):
         raise MaskingError(
-            f"Asked for the mean loss of {num_samples} samples, found {loss}. Check the data and the weights."
+            f"The mean loss of {num_samples} samples is not finite: found {loss}. Check the data and the weights."
         )
 
 
 def _check_finite(name: str, grad: Tensor) -> None:
     if not grad.sum().isfinite() and not (finite := grad.isfinite()).all():
         raise MaskingError(
-            f"Asked for the gradient of {name}, found {int((~finite).sum())} of {grad.numel()} elements infinite or "
-            "not a number. Check the data and the weights, or train in a type with a wider range."
+            f"The gradient of {name} is not finite: found {int((~finite).sum())} of {grad.numel()} elements infinite "
+            "or NaN. Check the data and the weights, or train in a type with a wider range."
         )
 
 
 def _sum_type(device: torch.device) -> torch.dtype:
-    """Returns float64 where the device has it at full use."""
+    """Return float64 where the device supports it."""
     return torch.float32 if device.type in ("mps", "xla") else torch.float64

@@ -8,11 +8,11 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from influence_masking.gradients.batches import Batch, take_samples
+from influence_masking.gradients.batches import CalibrationBatch, take_samples
 from influence_masking.gradients.mean_gradient import Calibration, Progress
 from influence_masking.gradients.training_step import muted
 from influence_masking.options import MaskingOptions
-from influence_masking.runtime.processes import Processes
+from influence_masking.runtime.processes import Ranks
 from influence_masking.runtime.strategies import gradient_processes
 
 
@@ -36,7 +36,7 @@ def trainer_calibration(
     # without the loss scaling of training, gradients in float16 would underflow: they are computed in float32
     needs_scaling = precision.precision == "16-mixed"
 
-    def loss_function(batch: Batch) -> Tensor:
+    def loss_function(batch: CalibrationBatch) -> Tensor:
         data = module._on_before_batch_transfer(precision.convert_input(batch.data))  # as the training loop does
         data = trainer.strategy.batch_to_device(data)
         with contextlib.nullcontext() if needs_scaling else precision.train_step_context(), muted(module):
@@ -47,8 +47,8 @@ def trainer_calibration(
     return Calibration(batches, loss_function, processes, options.micro_batch_size, _progress_of(trainer))
 
 
-def _share_of_batches(stream: Iterable[Any], num_samples: int | None, processes: Processes) -> list[Batch]:
-    """Return every n-th batch, which are this process's."""
+def _share_of_batches(stream: Iterable[Any], num_samples: int | None, processes: Ranks) -> list[CalibrationBatch]:
+    """Return every n-th batch: this process's share."""
     iterator = iter(stream)
     try:
         return [b for b in take_samples(iterator, num_samples) if b.index % processes.count == processes.rank]

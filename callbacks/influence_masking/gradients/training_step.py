@@ -1,4 +1,4 @@
-"""A module's ``training_step`` called outside the training loop, for its loss alone."""
+"""A module's `training_step`, called outside the training loop for its loss."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -12,13 +12,13 @@ from influence_masking.errors import MaskingError
 
 
 def training_loss(module: LightningModule, batch: Any, batch_idx: int) -> Tensor:
-    """Returns the loss that a training step computes.
+    """Return the loss that a training step computes.
 
-    With manual optimization that is the loss given to ``manual_backward``; the step meets optimizers and schedulers
-    that accept every call and do nothing.
+    With manual optimization it is the loss passed to `manual_backward`; optimizers and schedulers are replaced by
+    objects that accept every call and do nothing.
 
     Raises:
-        MaskingError: If the step gives no loss, or, with manual optimization, more than one.
+        MaskingError: If the step has no loss, or, with manual optimization, more than one.
     """
     takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
     arguments = [batch, batch_idx] if takes_index else [batch]
@@ -33,13 +33,13 @@ def training_loss(module: LightningModule, batch: Any, batch_idx: int) -> Tensor
 
 @contextlib.contextmanager
 def muted(module: LightningModule) -> Iterator[None]:
-    """Makes ``log`` and ``log_dict`` do nothing: outside the loops they raise."""
+    """Make `log` and `log_dict` do nothing: outside the training loop they raise."""
     with _replaced(module, log=_nothing, log_dict=_nothing):
         yield
 
 
 class _Inert:
-    """Stands in for an optimizer or a scheduler: every method accepts everything and does nothing."""
+    """An optimizer or scheduler whose methods accept everything and do nothing."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("__"):
@@ -47,11 +47,11 @@ class _Inert:
         return _nothing
 
     def step(self, closure: Callable[[], Any] | None = None, **_: Any) -> Any:
-        """Runs the closure, in which a step may compute its loss."""
+        """Run the closure, which may be where a training step computes its loss."""
         return closure() if closure else None
 
     def toggle_model(self, *_: Any, **__: Any) -> contextlib.nullcontext[None]:
-        """Toggles nothing."""
+        """Toggle nothing."""
         return contextlib.nullcontext()
 
 
@@ -85,8 +85,8 @@ def _inert_like(originals: Any) -> Any:
 
 @contextlib.contextmanager
 def _replaced(module: LightningModule, **attributes: Any) -> Iterator[None]:
-    """Sets attributes on the instance and puts back what the instance had."""
-    own = module.__dict__
+    """Set attributes of the instance inside, then restore them."""
+    own = module.__dict__  # not setattr, which would register a module or a parameter
     before = {name: own[name] for name in attributes if name in own}
     own.update(attributes)
     try:
@@ -103,6 +103,6 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 def _no_loss(module: LightningModule, found: str) -> MaskingError:
     return MaskingError(
-        f"Asked {type(module).__name__} for the loss of a batch, found {found}. Override "
-        "`InfluenceMasking.compute_loss(module, batch, batch_idx)` to return it as a tensor."
+        f"{type(module).__name__} gives no loss for the gradient: found {found}. Override "
+        "`InfluenceMasking.compute_loss(module, batch, batch_idx)` to return the loss as a tensor."
     )

@@ -1,1 +1,1 @@
-"""What is selected, kept as bits, and held while others train."""
+"""Masks: bits, files, and holding them during training."""

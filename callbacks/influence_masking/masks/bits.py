@@ -1,17 +1,17 @@
-"""Packed bits: one bit a weight, eight to a byte, the first weight in the highest bit (as in ``numpy.packbits``)."""
+"""Packed bits: one bit per weight, the first weight in the highest bit of a byte (as `numpy.packbits`)."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# Multiplying eight bytes of 0 or 1, read as one little-endian integer, by this puts each byte's bit into the highest
-# byte of the product, the first byte's bit highest.
+# Eight bytes of 0 or 1, read as one little-endian integer, times this constant: the highest byte of the product is
+# their bits, the first byte's bit highest.
 _GATHER = 0x8040201008040201 - (1 << 64)
 _BIT_VALUES = (128, 64, 32, 16, 8, 4, 2, 1)
 
 
 def pack(flags: Tensor) -> Tensor:
-    """Packs a flat bool tensor of n elements into ceil(n / 8) bytes; the bits past the end are 0."""
+    """Pack a flat bool tensor of n elements into ceil(n / 8) bytes; the bits past the end are 0."""
     if flags.device.type == "cpu":
         return torch.from_numpy(np.packbits(flags.numpy()))
     padded = torch.nn.functional.pad(flags, (0, -flags.numel() % 8))
@@ -19,31 +19,31 @@ def pack(flags: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor, count: int) -> Tensor:
-    """Returns the first ``count`` bits as a flat bool tensor on the device of ``packed``."""
+    """Return the first `count` bits as a flat bool tensor on the device of `packed`."""
     values = torch.tensor(_BIT_VALUES, dtype=torch.uint8, device=packed.device)
     return (packed.unsqueeze(-1) & values).ne(0).view(-1)[:count]
 
 
 def places(flags: Tensor) -> Tensor:
-    """Returns where a flat bool tensor is true, int64, ascending; on the CPU by numpy, which is faster there."""
+    """Return the indices where a flat bool tensor is true, int64, ascending; on the CPU numpy is faster."""
     if flags.device.type == "cpu":
         return torch.from_numpy(np.flatnonzero(flags.numpy()))
     return flags.nonzero().squeeze(1)
 
 
-def count(flags: Tensor) -> int:
-    """Returns how many elements of a bool tensor are true."""
+def count_true(flags: Tensor) -> int:
+    """Return the number of true elements of a bool tensor."""
     return int(np.count_nonzero(flags.numpy()) if flags.device.type == "cpu" else flags.count_nonzero())
 
 
 def count_ones(packed: Tensor) -> int:
-    """Returns how many bits are 1, without unpacking."""
+    """Return the number of bits that are 1, without unpacking."""
     words = torch.cat([packed, packed.new_zeros(-packed.numel() % 8)]).view(torch.int64)
     return sum(int(_popcount(piece).sum()) for piece in words.split(1 << 18))
 
 
 def _popcount(x: Tensor) -> Tensor:
-    """Counts the ones of each int64 by summing neighbours (Warren, "Hacker's Delight", figure 5-2)."""
+    """Count the ones of each int64 by summing neighboring bits (Warren, "Hacker's Delight", figure 5-2)."""
     x = x - ((x >> 1) & 0x5555555555555555)
     x = (x & 0x3333333333333333) + ((x >> 2) & 0x3333333333333333)
     x = (x + (x >> 4)) & 0x0F0F0F0F0F0F0F0F

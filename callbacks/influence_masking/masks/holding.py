@@ -1,8 +1,8 @@
-"""Keeps masked weights at a value, bit for bit, whatever the optimizer does to them.
+"""Masked weights kept at their values, bit for bit, under any optimizer.
 
-A zero gradient does not hold a weight: decay and momentum move it. So two things are done. The gradients of held
-weights are set to zero as soon as a backward pass has left them, which is what clipping, gradient norms and the
-optimizer's moments then see; and after every step of an optimizer the held weights are given their value again.
+A zero gradient does not hold a weight, because weight decay and momentum move it. So the gradients of held weights are
+set to zero as soon as a backward pass has computed them, before clipping, gradient norms and the optimizer's moments
+use them; and after every optimizer step the values of the held weights are restored.
 """
 
 import contextlib
@@ -18,19 +18,20 @@ from influence_masking.runtime.sharding import Local, local_part
 
 Action = Literal["zero", "freeze", "train_only"]
 
-DENSE_FROM = 1 / 4  # share held from which a flag a weight takes less memory than an index a held weight
+DENSE_FROM = 1 / 4  # held share above which one flag per weight takes less memory than one index per held weight
 
 
 class Hold:
-    """Holds a mask on a module until it is released.
+    """Hold a mask on a module until it is released.
 
     Args:
-        module: The model with the parameters that are trained: hold them after they are moved to their device.
-        mask: Which weights.
-        action: ``zero`` sets the selected weights to zero and holds them there; ``freeze`` holds them at the value that
-            they have now; ``train_only`` holds all other weights: those of the candidates at their value, and other
-            parameters by `drop_other_gradients`.
-        optimizers: After each of their steps the values are given again.
+        module: The model. Its parameters must be on their device already: a move to XLA makes new parameters, which
+            would not be held.
+        mask: The selected weights.
+        action: `zero` sets the selected weights to zero and holds them there; `freeze` holds them at their current
+            values; `train_only` holds all other weights: those of the candidates at their values, other parameters by
+            `drop_other_gradients`.
+        optimizers: Optimizers after whose steps the values are restored.
 
     Raises:
         MaskingError: If the mask was made for another model.
@@ -50,37 +51,37 @@ class Hold:
 
     @torch.no_grad()
     def restore(self, frozen_too: bool = False) -> None:
-        """Gives the held weights their value again; those of parameters that ask for no gradient only if told to."""
+        """Restore the held weights, by default only of parameters that require a gradient."""
         for parameter, held in self._held.items():
             if parameter.requires_grad or frozen_too:
                 held.restore()
 
     def drop_other_gradients(self) -> None:
-        """Takes the gradient of each parameter that must not train at all: every optimizer then skips it."""
+        """Remove the gradient of each parameter that must not train, so that every optimizer skips it."""
         for parameter in self._others:
             parameter.grad = None
 
     @torch.no_grad()
     def gradient_norm(self) -> Tensor:
-        """Returns the Euclidean norm of the held weights' gradients on this process, a scalar: 0 while held."""
+        """Return the Euclidean norm of the held weights' gradients on this process, a scalar; 0 while they are held."""
         grads = [(held, _local_grad(p)) for p, held in self._held.items() if p.grad is not None]
         return torch.stack([held.select(grad).norm() for held, grad in grads]).norm() if grads else torch.zeros(())
 
     def release(self) -> None:
-        """Takes every hook away and forgets the parameters."""
+        """Remove every hook and drop the references to the parameters."""
         for handle in self._handles:
             handle.remove()
         self._handles, self._others, self._held = [], [], {}
 
     def _hook_gradient(self, parameter: nn.Parameter) -> Any:
-        """Has the held gradients zeroed after each backward pass, also of a parameter that is unfrozen later."""
+        """Zero the held gradients after each backward pass, also of a parameter that is unfrozen later."""
         held, asked = self._held[parameter], parameter.requires_grad
 
         @torch.no_grad()
         def clear(parameter: Tensor) -> None:
             held.clear(_local_grad(parameter))
 
-        parameter.requires_grad_(True)
+        parameter.requires_grad_(True)  # torch registers the hook only on a parameter that requires a gradient
         handle = parameter.register_post_accumulate_grad_hook(clear)
         parameter.requires_grad_(asked)
         return handle
@@ -88,7 +89,7 @@ class Hold:
 
 @contextlib.contextmanager
 def zeroed(module: nn.Module, mask: Mask, alpha: float = 1.0) -> Iterator[None]:
-    """Multiplies the selected weights by ``1 - alpha`` inside, and gives them their values back, to the bit.
+    """Multiply the selected weights by `1 - alpha` inside, and restore them bit for bit.
 
     Raises:
         MaskingError: If the mask was made for another model.
@@ -112,20 +113,20 @@ class _Held(Protocol):
     """The held weights of one parameter."""
 
     def restore(self) -> None:
-        """Gives them their value."""
+        """Restore their values."""
 
     def clear(self, grad: Tensor) -> None:
-        """Sets their gradient to zero."""
+        """Set their gradient to zero."""
 
     def select(self, grad: Tensor) -> Tensor:
-        """Returns their gradient, or zeros beside it."""
+        """Return their gradient, possibly with zeros for other weights."""
 
     def scale(self, factor: float) -> None:
-        """Sets them to their value times a factor."""
+        """Set them to their values times a factor."""
 
 
 class _HeldByIndex:
-    """Few weights: 8 bytes for the index of each, and its value unless that is zero."""
+    """Few held weights: the index of each (8 bytes), and its value unless that is zero."""
 
     def __init__(self, weights: Tensor, flags: Tensor, at_zero: bool) -> None:
         self._weights = weights.view(-1)
@@ -150,7 +151,7 @@ class _HeldByIndex:
 
 
 class _HeldByFlag:
-    """Many weights, or a device that compiles fixed shapes: a flag each, and a copy of all unless they are zero."""
+    """Many held weights, or XLA, which needs fixed shapes: one flag per weight, and a copy unless they are zero."""
 
     def __init__(self, weights: Tensor, flags: Tensor, at_zero: bool) -> None:
         self._weights = weights

@@ -1,4 +1,4 @@
-"""A mask: which weights of which parameters are selected, at one bit a weight."""
+"""A mask: the selected weights of a model, one bit per weight."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ FORMAT = "influence-masking/2"
 
 
 class Share(NamedTuple):
-    """How many of the candidates of one projection of one layer are masked."""
+    """Number of candidates and of masked weights in one projection of one layer."""
 
     layer: str
     projection: str
@@ -30,18 +30,18 @@ class Share(NamedTuple):
 
     @property
     def fraction(self) -> float:
-        """Share of the candidates that is masked; 0 where there are none."""
+        """Share of the candidates that is masked; 0 without candidates."""
         return self.masked / self.candidates if self.candidates else 0.0
 
 
 class Overlap(NamedTuple):
-    """How much two masks have in common.
+    """Overlap of two masks.
 
     Attributes:
-        intersection: Weights in both.
-        union: Weights in either.
-        jaccard: Their ratio; 1 for two empty masks.
-        chance: The ratio that two random masks of these sizes have, to first order.
+        intersection: Number of weights in both.
+        union: Number of weights in either.
+        jaccard: Intersection over union; 1 for two empty masks.
+        chance: Jaccard index of two random masks of these sizes, to first order.
     """
 
     intersection: int
@@ -52,13 +52,13 @@ class Overlap(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """Which weights are selected. The parameters named in it are the candidates that they were selected from.
+    """The selected weights, and the candidate parameters that they were selected from.
 
     Attributes:
         shapes: Shape of each candidate parameter by name, in the order of the model.
-        packed: One bit a weight by name: uint8 tensors on the CPU of ceil(elements / 8) bytes, the first weight in the
+        packed: One bit per weight by name: uint8 CPU tensors of ceil(elements / 8) bytes, the first weight in the
             highest bit, weights in row-major order.
-        provenance: What the mask was made of: anything that JSON can hold.
+        provenance: How the mask was made, as JSON values.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -73,28 +73,28 @@ class Mask:
 
     @classmethod
     def from_flags(cls, flags: Mapping[str, Tensor], **provenance: Any) -> "Mask":
-        """Makes a mask of bool tensors of the parameters' shapes, True for a selected weight."""
+        """Make a mask from bool tensors with the parameters' shapes, True for a selected weight."""
         packed = {name: bits.pack(flag.reshape(-1)).cpu() for name, flag in flags.items()}
         return cls({name: tuple(flag.shape) for name, flag in flags.items()}, packed, dict(provenance))
 
     def flags(self, name: str, device: torch.device | str = "cpu") -> Tensor:
-        """Returns the bool tensor, of the parameter's shape, that is True for a selected weight."""
+        """Return a bool tensor with the parameter's shape, True for a selected weight."""
         shape = self.shapes[name]
         return bits.unpack(self.packed[name].to(device), math.prod(shape)).view(shape)
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """Selected weights by parameter."""
+        """Number of selected weights by parameter."""
         return {name: bits.count_ones(packed) for name, packed in self.packed.items()}
 
     @property
     def num_masked(self) -> int:
-        """Selected weights in all."""
+        """Number of selected weights."""
         return sum(self.counts.values())
 
     @property
     def num_candidates(self) -> int:
-        """Weights in all."""
+        """Number of candidate weights."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
     @property
@@ -118,7 +118,7 @@ class Mask:
         return hash(self.digest)
 
     def summary(self) -> list[Share]:
-        """Returns how much is masked by layer and projection, in the order of the model."""
+        """Return the masked share of each projection of each layer, in the order of the model."""
         sums: dict[tuple[str, str], list[int]] = {}
         for name, shape in self.shapes.items():
             share = sums.setdefault((layer_of(name), projection_of(name)), [0, 0])
@@ -127,21 +127,21 @@ class Mask:
         return [Share(layer, projection, *share) for (layer, projection), share in sums.items()]
 
     def union(self, other: "Mask") -> "Mask":
-        """Returns the mask of weights in this or the other."""
+        """Return the mask of the weights in either mask."""
         return self._combine(other, torch.bitwise_or)
 
     def intersection(self, other: "Mask") -> "Mask":
-        """Returns the mask of weights in both."""
+        """Return the mask of the weights in both masks."""
         return self._combine(other, torch.bitwise_and)
 
     def difference(self, other: "Mask") -> "Mask":
-        """Returns the mask of weights in this and not in the other."""
+        """Return the mask of the weights in this mask and not in the other."""
         return self._combine(other, lambda a, b: a & ~b)
 
     __or__, __and__, __sub__ = union, intersection, difference
 
     def overlap(self, other: "Mask") -> Overlap:
-        """Returns how much the two have in common, beside what chance would give."""
+        """Return the overlap with another mask, and what it would be by chance."""
         both, total = (self & other).num_masked, max(self.num_candidates, 1)
         either = self.num_masked + other.num_masked - both
         by_chance = self.num_masked * other.num_masked / total
@@ -149,10 +149,10 @@ class Mask:
         return Overlap(both, either, both / either if either else 1.0, by_chance / possible if possible else 1.0)
 
     def check(self, module: nn.Module) -> dict[str, nn.Parameter]:
-        """Returns the module's parameters that the mask is over, by name.
+        """Return the module's parameters that are candidates of the mask, by name.
 
         Raises:
-            MaskingError: If the module lacks one or has it in another shape; names the first that differs.
+            MaskingError: If the module lacks one or has it with another shape; names the first that differs.
         """
         parameters = {canonical_name(name): p for name, p in module.named_parameters(remove_duplicate=False)}
         for name, shape in self.shapes.items():
@@ -166,7 +166,7 @@ class Mask:
 
     @torch.no_grad()
     def apply(self, module: nn.Module) -> None:
-        """Sets the selected weights of a module to zero, in place; needs no Trainer and holds nothing afterwards.
+        """Set the selected weights of a module to zero, in place; training can change them afterwards.
 
         Raises:
             MaskingError: If the mask was made for another model.
@@ -176,14 +176,14 @@ class Mask:
             local.tensor.masked_fill_(local.cut(self.flags(name, parameter.device)), 0)
 
     def save(self, path: str | Path, **provenance: Any) -> None:
-        """Writes the mask as a safetensors file, its provenance extended by the keywords given here."""
+        """Write the mask to a safetensors file, with the keywords added to its provenance."""
         known = json.dumps(self.provenance | provenance, default=str)
         metadata = {"format": FORMAT, "digest": self.digest, "shapes": json.dumps(self.shapes), "provenance": known}
         files.write(path, self.packed, metadata | {"checksum": _checksum(metadata)})
 
     @classmethod
     def load(cls, path: str | Path) -> "Mask":
-        """Reads a mask from a file that `save` wrote.
+        """Read a mask from a file that `save` wrote.
 
         Raises:
             MaskingError: If the file is missing, damaged, or not a mask.
@@ -204,17 +204,17 @@ class Mask:
             raise MaskingError(f"Cannot read mask file {path}. {cause}") from error
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the mask as tensors and plain values, for a checkpoint."""
+        """Return the mask as tensors and plain values, for a checkpoint."""
         shapes = {name: list(shape) for name, shape in self.shapes.items()}
         parts = {"shapes": shapes, "packed": dict(self.packed), "provenance": dict(self.provenance)}
         return parts | {"digest": self.digest}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "Mask":
-        """Makes the mask that `state_dict` described.
+        """Make a mask from the result of `state_dict`.
 
         Raises:
-            MaskingError: If it describes none.
+            MaskingError: If it is damaged.
         """
         parts = ("shapes", "packed", "provenance")
         if not isinstance(state, Mapping) or not all(isinstance(state.get(part), dict) for part in parts):
@@ -230,7 +230,11 @@ class Mask:
         return mask
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Raises a `MaskingError` that names the first difference, unless the candidates have these shapes."""
+        """Check that the candidates have these names and shapes.
+
+        Raises:
+            MaskingError: If one differs; names the first.
+        """
         for name in [*self.shapes, *shapes]:
             if self.shapes.get(name) != shapes.get(name):
                 raise MaskingError(
@@ -246,7 +250,7 @@ class Mask:
 
 
 def _checksum(metadata: Mapping[str, str]) -> str:
-    """Returns the SHA-256 over all metadata: with the digest in it, over all that a file says."""
+    """Return the SHA-256 of the metadata, which contain the digest of everything else in a file."""
     return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,15 +1,15 @@
-"""What the name of a parameter says: its layer, and its projection within the layer."""
+"""The layer of a parameter and its projection within the layer, from its name."""
 
 import re
 
 
 def canonical_name(name: str) -> str:
-    """Returns a parameter's name without the marks that ``torch.compile`` leaves in it."""
+    """Return a parameter's name without the `_orig_mod` of `torch.compile`."""
     return name.replace("_orig_mod.", "")
 
 
 def layer_of(name: str) -> str:
-    """Returns the layer that a parameter belongs to: its name up to the first number, or its module if it has none.
+    """Return the layer of a parameter: its name up to the first number, or without a number its module.
 
     >>> layer_of("model.layers.3.self_attn.q_proj.weight")
     'model.layers.3'
@@ -19,7 +19,7 @@ def layer_of(name: str) -> str:
 
 
 def projection_of(name: str) -> str:
-    """Returns what a parameter is within its layer.
+    """Return the name of a parameter within its layer.
 
     >>> projection_of("model.layers.3.self_attn.q_proj.weight")
     'self_attn.q_proj'
@@ -28,5 +28,5 @@ def projection_of(name: str) -> str:
 
 
 def bare_name(name: str) -> str:
-    """Returns a parameter's name without `.weight` and without peft's `.base_layer`."""
+    """Return a parameter's name without `.weight` and without peft's `.base_layer`."""
     return name.removesuffix(".weight").replace(".base_layer", "")

@@ -1,1 +1,1 @@
-"""Processes, shards and strategies: where the other parts run."""
+"""Processes, shards, strategies and devices."""

@@ -1,4 +1,4 @@
-"""What the ranks of a distributed run tell each other: sums of tensors, and nothing that needs pickle."""
+"""Communication between the processes of a distributed run: only sums of tensors, nothing that needs pickle."""
 
 import torch
 import torch.distributed as dist
@@ -6,12 +6,16 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 
-class Processes:
-    """The processes that take part, or this one alone.
+class Ranks:
+    """The processes that work together, or only this one.
 
     Args:
-        group: Their group; None stands for this process alone.
-        device: Where the group's tensors must be.
+        group: Their process group; None means only this process.
+        device: Device that the group's backend needs its tensors on.
+
+    Attributes:
+        count: Number of processes.
+        rank: Number of this process, from 0.
     """
 
     def __init__(self, group: ProcessGroup | None = None, device: torch.device | str = "cpu") -> None:
@@ -21,7 +25,7 @@ class Processes:
         self.rank = dist.get_rank(group) if group else 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Returns the sum over the processes, in the tensor's own memory if it lies on the group's device."""
+        """Return the sum over the processes; it overwrites a tensor that is on the group's device."""
         if self._group is None:
             return tensor
         moved = tensor.to(self._device)
@@ -29,9 +33,9 @@ class Processes:
         return moved.to(tensor.device)
 
     def gather(self, values: Tensor) -> list[Tensor]:
-        """Returns every process's values, a flat tensor of any length, in the order of the ranks.
+        """Return the flat tensors of all processes, of any lengths, in the order of the ranks.
 
-        Each process adds its values to zeros at a place of its own, so that one sum carries them all.
+        Each process writes its values into zeros at its own position, so that one sum collects them all.
         """
         lengths = torch.zeros(self.count, dtype=torch.int64)
         lengths[self.rank] = len(values)
@@ -41,4 +45,4 @@ class Processes:
         return list(self.sum(everyone).split(lengths.tolist()))
 
 
-ALONE = Processes()
+ALONE = Ranks()

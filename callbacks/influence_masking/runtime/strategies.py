@@ -1,31 +1,35 @@
-"""The ways of training that a mask has been tested under."""
+"""The Lightning strategies that masks have been tested under."""
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import Strategy
 from torch.distributed import group
 
 from influence_masking.errors import MaskingError
-from influence_masking.runtime.processes import ALONE, Processes
+from influence_masking.runtime.processes import ALONE, Ranks
 
 TESTED = ("SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy", "SingleDeviceXLAStrategy")
 
 
 def check_strategy(strategy: Strategy) -> None:
-    """Raises a `MaskingError` that names the tested strategies, unless this is one of them."""
+    """Refuse a strategy that masks have not been tested under.
+
+    Raises:
+        MaskingError: If it is not one of `TESTED`.
+    """
     name = type(strategy).__name__
     if name not in TESTED:
         raise MaskingError(
-            f"Asked to mask under {name}, found that it is not among the strategies this was tested with: "
-            f"{', '.join(TESTED)}. Choose one of them (`Trainer(strategy=...)`)."
+            f"InfluenceMasking has not been tested under {name}. Use one of the tested strategies: "
+            f"{', '.join(TESTED)} (`Trainer(strategy=...)`)."
         )
 
 
-def gradient_processes(trainer: Trainer) -> Processes:
-    """Returns the processes that divide the calibration data between them.
+def gradient_processes(trainer: Trainer) -> Ranks:
+    """Return the processes that divide the calibration data between them.
 
-    Under DDP these are all. Under `ModelParallelStrategy` every process sees every batch, as tensor parallelism needs
-    anyway: the mean over processes that sharding takes is then one of equal gradients, exact for 2, 4, 8, ... of them.
+    Under DDP these are all processes. Under `ModelParallelStrategy` every process takes every batch: FSDP2 averages the
+    gradients of the processes, and a mean of equal gradients is exact for 2, 4, 8, ... processes.
     """
     if type(trainer.strategy).__name__ != "DDPStrategy" or trainer.world_size == 1:
         return ALONE
-    return Processes(group.WORLD, trainer.strategy.root_device)
+    return Ranks(group.WORLD, trainer.strategy.root_device)

@@ -1,4 +1,4 @@
-"""XLA, which records operations and compiles what it has recorded when it is asked to run."""
+"""XLA records operations, then compiles and runs them together."""
 
 import torch
 
@@ -6,8 +6,8 @@ import torch
 def run_pending(device: torch.device) -> None:
     """Run what XLA has recorded so far; do nothing on other devices.
 
-    Without it all micro-batches become one large program, and what a hook leaves for later makes another program of
-    the next training step.
+    Otherwise all micro-batches become one large program, and operations that a hook leaves pending become part of the
+    next training step, which is then compiled again.
     """
     if device.type == "xla":
         import torch_xla

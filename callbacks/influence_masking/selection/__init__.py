@@ -1,1 +1,1 @@
-"""Which weights are selected: candidates, scores, and the exact k lowest."""
+"""The selection of weights: candidates, scores, and exactly the k lowest."""

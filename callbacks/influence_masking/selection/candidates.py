@@ -1,4 +1,4 @@
-"""Candidates: the weights of a model that may be masked, found by name."""
+"""The weights of a model that may be masked, found by name."""
 
 import difflib
 import re
@@ -25,24 +25,24 @@ DEFAULT_TARGETS: tuple[str, ...] = (
     # torch.nn.TransformerEncoderLayer
     *("self_attn.in_proj_weight", "linear1", "linear2"),
 )
-"""Suffixes of the attention and MLP projections of the common transformers."""
+"""Suffixes of the attention and MLP projections of common transformers."""
 
 
 def find_candidates(module: nn.Module, targets: Sequence[str] | str | None = None) -> dict[str, nn.Parameter]:
-    """Finds the parameters that may be masked, tied ones once, frozen ones too.
+    """Find the parameters that may be masked: tied ones once, frozen ones included.
 
     Args:
-        module: The model, plain, wrapped by peft, compiled or sharded.
-        targets: None for the matrices among `DEFAULT_TARGETS`. A sequence holds suffixes of names, as in peft:
-            ``"q_proj"`` stands for every ``....q_proj.weight``; peft's ``.base_layer`` may be left out. A string is a
-            regular expression that a parameter's whole name matches.
+        module: The model; it may be wrapped by peft, compiled or sharded.
+        targets: A sequence of name suffixes as in peft: `"q_proj"` matches every `....q_proj.weight`, and peft's
+            `.base_layer` may be omitted. Or a regular expression that matches whole names. None takes the matrices that
+            `DEFAULT_TARGETS` matches.
 
     Returns:
-        Parameters by name, in the model's order. Names are those of ``module.named_parameters()`` without the
-        ``_orig_mod`` of ``torch.compile``.
+        Parameters by name, in the model's order. Names are those of `module.named_parameters()` without the
+        `_orig_mod` of `torch.compile`.
 
     Raises:
-        MaskingError: If nothing matches, if an element of a sequence matches nothing, or if a match is quantised.
+        MaskingError: If nothing matches, an element of a sequence matches nothing, or a match is quantized.
     """
     names = _names_of(module)
     patterns = [targets] if isinstance(targets, str) else list(DEFAULT_TARGETS if targets is None else targets)
@@ -53,20 +53,20 @@ def find_candidates(module: nn.Module, targets: Sequence[str] | str | None = Non
     unused = [pattern for pattern, found in used.items() if not found]
     if not patterns:
         raise MaskingError(
-            "Asked for targets=[], which name no parameter. Set `targets` to a list of name suffixes, to a regular "
-            "expression of whole parameter names, or to None for attention and MLP matrices."
+            "targets=[] matches no parameter. Set `targets` to a list of name suffixes, to a regular expression of "
+            "whole parameter names, or to None for attention and MLP matrices."
         )
     if unused and (targets is not None or len(unused) == len(used)):
         raise MaskingError(_nothing_matches(unused, names, is_default=targets is None))
     chosen = {id(names[name]) for found in used.values() for name in found}
     first_names = {canonical_name(name): parameter for name, parameter in module.named_parameters()}
     candidates = {name: p for name, p in first_names.items() if id(p) in chosen}
-    _refuse_quantised(candidates)
+    _refuse_quantized(candidates)
     return candidates
 
 
 def _names_of(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Returns every name of every parameter, a tied one under each of its names."""
+    """Return the parameters by name, a tied one under each of its names."""
     return {canonical_name(name): p for name, p in module.named_parameters(remove_duplicate=False)}
 
 
@@ -80,8 +80,8 @@ def _full_match(name: str, pattern: str) -> bool:
         return re.fullmatch(pattern, name) is not None
     except re.error as error:
         raise MaskingError(
-            f"targets={pattern!r} is not a regular expression: {error}. Pass one that matches a parameter's whole "
-            "name, or a list of name suffixes."
+            f"targets={pattern!r} is not a regular expression: {error}. Pass one that matches whole parameter names, "
+            "or a list of name suffixes."
         ) from error
 
 
@@ -91,8 +91,8 @@ def _nothing_matches(unused: Sequence[str], names: dict[str, nn.Parameter], *, i
     near = list(dict.fromkeys(close for pattern in unused for close in _near_misses(pattern, matrices)))
     found = f"near misses: {near[:10]}" if near and not is_default else f"its weight matrices: {matrices[:10]}"
     return (
-        f"Asked for {asked}, but they match no parameter of the module. Found {found} ({len(matrices)} matrices in "
-        "all). Set `targets` to a list of name suffixes or to a regular expression of whole parameter names."
+        f"No parameter of the module matches {asked}. Found {found} ({len(matrices)} matrices in all). Set `targets` "
+        "to a list of name suffixes or to a regular expression of whole parameter names."
     )
 
 
@@ -102,10 +102,10 @@ def _near_misses(pattern: str, names: Sequence[str]) -> Iterator[str]:
     yield from (name for name, leaf in leaves.items() if leaf in close)
 
 
-def _refuse_quantised(candidates: dict[str, nn.Parameter]) -> None:
+def _refuse_quantized(candidates: dict[str, nn.Parameter]) -> None:
     for name, parameter in candidates.items():
         if not parameter.is_floating_point():
             raise MaskingError(
-                f"Asked to mask {name}, found a parameter of type {parameter.dtype}: quantised weights have no "
-                "gradient. Leave it out of `targets`, or load the model in a floating-point type."
+                f"{name} is quantized and has no gradient, found type {parameter.dtype}. Remove it from `targets`, or "
+                "load the model in a floating-point type."
             )

@@ -1,10 +1,10 @@
-"""Exactly the k lowest scores, found in one streamed pass over weights and gradients.
+"""Exactly the k lowest scores, nearly always in one pass over weights and gradients.
 
-Nothing is concatenated and no scores are kept. A random sample gives a bracket [low, high] that holds the k-th lowest
-score with near certainty. One pass computes the scores piece by piece, marks those below the bracket with one bit each,
-and keeps the few inside; the threshold is exact among those. Equal scores are taken in the order of (tensor, index), so
-the result is one and the same on every machine. Where the bracket does not work out (many equal scores at its ends, or
-parameters sharded over processes) a slower pass counts the ends apart and a third marks the bits: the same result.
+Tensors are not concatenated and scores are not stored. A random sample gives a bracket [low, high] that contains the
+k-th lowest score with near certainty. A pass computes the scores piece by piece, marks those below the bracket with
+one bit each and keeps the few inside, among which the threshold is exact. If the bracket misses, or contains very many
+equal scores, the counts of the pass give the next bracket. Equal scores are selected in the order of (tensor, index),
+so the result is the same on every machine and for every sharding.
 """
 
 import contextlib
@@ -22,29 +22,28 @@ from torch import Tensor
 from influence_masking.errors import MaskingError
 from influence_masking.masks import bits
 from influence_masking.masks.names import layer_of
-from influence_masking.runtime.processes import ALONE, Processes
+from influence_masking.runtime.processes import ALONE, Ranks
 from influence_masking.selection.scores import ScoreFunction, takes_position
 
-PIECE = {"cpu": 3 << 17, "cuda": 1 << 24}
-SAMPLE = 1 << 18
-MARGIN = 3.0  # standard deviations of the sampled rank between the quantile and either end of the bracket
-KEPT_SHARE = 1 / 64  # more scores than this inside the bracket are many equal ones
+PIECE = {"cpu": 3 << 17, "cuda": 1 << 24}  # weights per piece: on the CPU what fits in a cache; multiples of 8
+SAMPLE = 1 << 18  # number of sampled scores
+BRACKET_MARGIN = 3.0  # standard deviations of the sampled rank, from the quantile to each end of the bracket
+KEPT_SHARE = 1 / 64  # of the scores may be in the bracket; more means that many are equal
 
 Each = Callable[..., Iterable[Any]]
-Comparison = Callable[[Any, Any], Any]
 Tail = Literal["lowest", "highest"]
 Scope = Literal["global", "layer", "tensor"]
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The part of one candidate that this process holds, flat, and where it stands among all candidates.
+    """The part of one candidate on this process, flat.
 
     Attributes:
-        name: The parameter's name.
-        theta: Its local elements, in any floating-point type, shape (n,).
+        name: Name of the parameter.
+        theta: Local elements in any floating-point type, shape (n,).
         grad: Their gradient, float32 or float64, shape (n,); scores are computed in float32.
-        position: Number of the first local element in the order of all candidates.
+        position: Index of the first local element among the elements of all candidates.
     """
 
     name: str
@@ -57,12 +56,12 @@ class Weights:
 
 
 class Scores:
-    """The scores of a `Weights`, computed when asked for; those of the highest tail with their sign changed.
+    """The scores of a `Weights`, computed on access; for the highest tail with their sign changed.
 
     Args:
         weights: The local part of a candidate.
         score: A resolved score.
-        tail: ``lowest`` or ``highest``.
+        tail: `lowest` or `highest`.
     """
 
     def __init__(self, weights: Weights, score: ScoreFunction, tail: Tail = "lowest") -> None:
@@ -75,33 +74,33 @@ class Scores:
         return len(self.weights)
 
     def at(self, index: slice | Tensor) -> Tensor:
-        """Returns the scores at some local elements, float32."""
+        """Return the scores at some local elements, float32."""
         theta, grad = self.weights.theta[index].float(), self.weights.grad[index].float()
         scores = self._score(theta, grad, **self._position(index)).float()
         if scores.shape != theta.shape:
             raise MaskingError(
-                f"Asked {self._score} for {len(theta)} scores, found a result of shape {tuple(scores.shape)}. A score "
-                "returns one number a weight."
+                f"The score {self._score} must return one number per weight, found shape {tuple(scores.shape)} for "
+                f"{len(theta)} weights. Make it work element by element."
             )
         return scores if self._sign == 1 else -scores
 
     def pieces(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yields the scores in pieces that fit in a cache, with where they stand; bounds are multiples of 8."""
+        """Yield the scores piece by piece, each with its slice, whose start is a multiple of 8."""
         size = PIECE.get(self.weights.theta.device.type, PIECE["cpu"])
         for start in range(0, len(self), size):
             where = slice(start, min(start + size, len(self)))
             yield where, self.at(where)
 
     def checked_pieces(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yields as `pieces` and raises a `MaskingError` at the end if a score was not a number."""
+        """Yield as `pieces` does; at the end raise a `MaskingError` if a score was NaN."""
         total = torch.zeros((), device=self.weights.theta.device)
         for where, scores in self.pieces():
-            total += scores.sum()
+            total += scores.sum()  # NaN if a score is, and much cheaper than `isnan`
             yield where, scores
         if not total.isfinite() and any(scores.isnan().any() for _, scores in self.pieces()):
             raise MaskingError(
-                f"Asked to select by {self._score}, found scores of {self.weights.name} that are not numbers. Check "
-                "the weights and the score."
+                f"The score {self._score} of {self.weights.name} is NaN for some weights. Check the weights and the "
+                "score."
             )
 
     def _position(self, index: slice | Tensor) -> dict[str, Tensor]:
@@ -118,24 +117,24 @@ def select(
     score: ScoreFunction,
     tail: Tail = "lowest",
     scope: Scope = "global",
-    processes: Processes = ALONE,
+    processes: Ranks = ALONE,
 ) -> list[Tensor]:
-    """Selects exactly k weights at one tail of their scores.
+    """Select exactly k weights at one tail of their scores.
 
     Args:
         weights: The local parts of the candidates, in the order of the model.
-        k: How many to select over all processes.
+        k: Number of weights to select over all processes.
         score: A resolved score (`scores.resolve_score`).
         tail: Which end of the scores.
-        scope: Rank over all candidates, or within each layer or tensor, which then give shares of k in proportion to
-            their sizes.
-        processes: Those that the candidates are sharded over.
+        scope: Rank over all candidates, or within each layer or tensor. Layers and tensors get shares of k in
+            proportion to their sizes.
+        processes: The processes that the candidates are sharded over.
 
     Returns:
-        For each element of ``weights`` its selection as packed bits.
+        The selection of each element of `weights` as packed bits.
 
     Raises:
-        MaskingError: If a score is not a number, or ``k`` is more than there are.
+        MaskingError: If a score is not a number, or `k` exceeds the number of candidates.
     """
     key = {"global": lambda _: "", "layer": layer_of, "tensor": lambda name: name}[scope]
     groups: dict[str, list[int]] = {}
@@ -143,19 +142,20 @@ def select(
         groups.setdefault(key(part.name), []).append(i)
     sizes = processes.sum(torch.tensor([sum(len(weights[i]) for i in members) for members in groups.values()]))
     selected: dict[int, Tensor] = {}
-    for members, share in zip(groups.values(), share_out(k, sizes.tolist()), strict=True):
-        scores = [Scores(weights[i], score, tail) for i in members]
-        selected.update(zip(members, lowest(scores, share, processes), strict=True))
+    with workers(weights) as each:
+        for members, share in zip(groups.values(), share_out(k, sizes.tolist()), strict=True):
+            scores = [Scores(weights[i], score, tail) for i in members]
+            selected.update(zip(members, lowest(scores, share, processes, each), strict=True))
     return [selected[i] for i in range(len(weights))]
 
 
-def first_order_change(weights: Sequence[Weights], selected: Sequence[Tensor], processes: Processes = ALONE) -> float:
-    """Returns minus the sum of theta * grad over a selection: to first order, how the loss changes when it is zeroed.
+def first_order_change(weights: Sequence[Weights], selected: Sequence[Tensor], processes: Ranks = ALONE) -> float:
+    """Return minus the sum of theta * grad over a selection: the first-order loss change when it is zeroed.
 
     Args:
         weights: The local parts of the candidates.
-        selected: The selection, as packed bits.
-        processes: Those that the candidates are sharded over.
+        selected: The selection as packed bits.
+        processes: The processes that the candidates are sharded over.
     """
     sums = [
         float(torch.dot(part.theta[where].double(), part.grad[where].double()))
@@ -166,7 +166,7 @@ def first_order_change(weights: Sequence[Weights], selected: Sequence[Tensor], p
 
 
 def share_out(k: int, sizes: Sequence[int]) -> list[int]:
-    """Splits k in proportion to sizes, to whole numbers that add up to k (Hamilton's method of largest remainders)."""
+    """Split k into whole numbers in proportion to sizes (Hamilton's method of largest remainders)."""
     total = max(sum(sizes), 1)
     shares = [k * size // total for size in sizes]
     by_remainder = sorted(range(len(sizes)), key=lambda i: (-(k * sizes[i] % total), i))
@@ -175,65 +175,210 @@ def share_out(k: int, sizes: Sequence[int]) -> list[int]:
     return shares
 
 
-def lowest(scores: Sequence[Scores], k: int, processes: Processes = ALONE) -> list[Tensor]:
-    """Selects exactly the k lowest scores; among equal ones those that come first.
+def lowest(scores: Sequence[Scores], k: int, processes: Ranks, each: Each) -> list[Tensor]:
+    """Select exactly the k lowest scores; among equal ones those that come first.
 
     Args:
         scores: The local parts of the candidates, in their order.
-        k: How many to select over all processes.
-        processes: Those that hold the parts: rank 0 the first rows of every candidate, rank 1 the next, and so on.
+        k: Number of weights to select over all processes.
+        processes: The processes that hold the parts: rank 0 the first rows of every candidate, rank 1 the next, ...
+        each: A `map` over the parts (`workers`).
 
     Returns:
-        For each element of ``scores`` its selection as packed bits (see `bits`).
+        The selection of each element of `scores` as packed bits (see `bits`).
 
     Raises:
-        MaskingError: If a score is not a number, or ``k`` is more than there are.
+        MaskingError: If a score is not a number, or `k` exceeds the number of candidates.
     """
-    with workers([part.weights for part in scores]) as each:
-        return lowest_of(scores, k, processes, each)
-
-
-def lowest_of(scores: Sequence[Scores], k: int, processes: Processes, each: Each) -> list[Tensor]:
-    """Does what `lowest` does, with the caller's `map` over the parts."""
     total = int(processes.sum(torch.tensor(sum(map(len, scores)))))
     if not 0 <= k <= total:
-        raise MaskingError(f"Asked for {k} weights, found {total} candidates. Lower the fraction or the count.")
+        raise MaskingError(f"Cannot select {k} weights of {total} candidates. Lower the fraction or the count.")
     if k == 0:
         return [torch.zeros(-(-len(part) // 8), dtype=torch.uint8, device=part.weights.theta.device) for part in scores]
-    for margin in (MARGIN, 8 * MARGIN, math.inf):
-        low, high = _bracket(scores, k, total, margin, processes)
-        marked = _mark_in_one_pass(scores, k, low, high, each) if processes.count == 1 else None
-        if marked is None and (threshold := _threshold(scores, k, low, high, processes, each)) is not None:
-            marked = _mark(scores, k, threshold, processes, each)
-        if marked is not None:
-            return marked
-    raise AssertionError("an infinite bracket holds every score")
+    sample = sort(sample_scores(scores, processes)) if total > SAMPLE else torch.empty(0)
+    known, is_crowded = _Interval(-math.inf, math.inf, 0, total), False
+    while True:
+        near = sample[(sample >= known.low) & (sample <= known.high)]
+        low, high = _bracket(known, k, near, is_crowded)
+        limit = max(2 * SAMPLE, math.ceil(KEPT_SHARE * total)) if len(near) else known.inside
+        scans = _scan(scores, low, high, limit, each)
+        counts = torch.tensor([(scan.num_below, scan.num_inside) for scan in scans])
+        below, inside = processes.sum(counts.sum(0)).tolist()
+        is_crowded = below < k <= below + inside and inside > limit and low < high
+        if k <= below:
+            known = _Interval(known.low, _next(low, -math.inf), known.below, below - known.below)
+        elif k > below + inside:
+            above = known.below + known.inside - below - inside
+            known = _Interval(_next(high, math.inf), known.high, below + inside, above)
+        elif is_crowded:
+            known = _Interval(low, high, below, inside)
+        else:
+            return _mark(scans, k - below, low < high, processes)
 
 
-def kth_lowest(values: Tensor, k: int, processes: Processes = ALONE) -> float:
-    """Returns the k-th lowest (from 1) of the float32 values of all processes, over several by radix selection.
+class _Interval(NamedTuple):
+    """An interval of scores that contains the k-th lowest, and how many scores are below it and inside."""
 
-    Floats are ordered as the integers of their bits once those of negative numbers are flipped; four histograms of
-    256 bins, each one small sum over the processes, settle the four bytes of the answer from the highest on.
+    low: float
+    high: float
+    below: int
+    inside: int
+
+
+def _bracket(known: _Interval, k: int, near: Tensor, is_crowded: bool) -> tuple[float, float]:
+    """Return a narrower interval that contains the k-th lowest score with near certainty.
+
+    Args:
+        known: An interval that contains it.
+        k: Its rank among all scores.
+        near: A random sample of the scores in the interval, ascending.
+        is_crowded: Whether the interval was a bracket with too many scores inside. Many scores are then equal, and the
+            likeliest one is the next bracket: equal scores are kept as bits, which takes less memory than indices.
     """
-    if processes.count == 1 and values.device.type == "cpu":
-        return float(np.partition(values.numpy(), k - 1)[k - 1])
-    pattern = (values + 0.0).view(torch.int32)  # adding zero makes -0.0 and 0.0 equal
-    keys = (pattern ^ ((pattern >> 31) & 0x7FFFFFFF)).to(torch.int64) + (1 << 31)
-    answer = 0
-    for shift in (24, 16, 8, 0):
-        digits = (keys >> shift) & 0xFF
-        reached = processes.sum(torch.bincount(digits, minlength=256)).cumsum(0)
-        digit = int(torch.searchsorted(reached, k))
-        k -= int(reached[digit - 1]) if digit else 0
-        keys = keys[digits == digit]
-        answer = answer << 8 | digit
-    pattern = torch.tensor([answer - (1 << 31)], dtype=torch.int64).to(torch.int32)
-    return (pattern ^ ((pattern >> 31) & 0x7FFFFFFF)).view(torch.float32).item()
+    share = (k - known.below) / known.inside
+    expected, deviation = len(near) * share, math.sqrt(len(near) * share * (1 - share))
+    if is_crowded:
+        likeliest = near[min(int(expected), len(near) - 1)].item()
+        return likeliest, likeliest
+    first = math.floor(expected - BRACKET_MARGIN * deviation) - 1
+    last = math.ceil(expected + BRACKET_MARGIN * deviation) + 1
+    low = near[first].item() if first >= 0 else known.low
+    return low, near[last].item() if last < len(near) else known.high
 
 
-def sample_scores(scores: Sequence[Scores], processes: Processes = ALONE) -> Tensor:
-    """Returns about `SAMPLE` scores of all processes, drawn at random with replacement, float32 on the CPU."""
+def _next(score: float, towards: float) -> float:
+    """Return the neighboring float32."""
+    return float(np.nextafter(np.float32(score), np.float32(towards)))
+
+
+class _Scan(NamedTuple):
+    """The result of one pass over a part.
+
+    Attributes:
+        below: Flags of the scores below the bracket, packed.
+        num_below: Number of scores below.
+        num_inside: Number of scores inside.
+        places: Indices of the scores inside, unless they are too many.
+        values: The scores at these indices.
+        equal: Flags of the scores inside, packed, if the bracket is a single score.
+    """
+
+    below: Tensor
+    num_below: int
+    num_inside: int
+    places: Tensor
+    values: Tensor
+    equal: Tensor
+
+
+def _scan(scores: Sequence[Scores], low: float, high: float, limit: int, each: Each) -> list[_Scan]:
+    """Compare every score with a bracket; keep the indices of at most about `limit` of those inside."""
+    kept = 0
+
+    def scan(part: Scores, below: Tensor, equal: Tensor) -> _Scan:
+        nonlocal kept
+        num_below = num_inside = 0
+        found = [torch.empty(0, dtype=torch.int64, device=below.device)]
+        for where, piece in part.checked_pieces():
+            is_below = compare_with(piece, operator.lt, low)
+            is_inside = compare_with(piece, operator.le, high).logical_xor_(is_below)
+            filled = slice(where.start // 8, -(-where.stop // 8))
+            below[filled] = bits.pack(is_below)
+            num_below += bits.count_true(is_below)
+            if low == high:
+                equal[filled] = bits.pack(is_inside)
+                num_inside += bits.count_true(is_inside)
+            else:
+                places = bits.places(is_inside).add_(where.start)
+                num_inside += len(places)
+                found += [places] if kept <= limit else []
+                kept += len(places)
+        places = torch.cat(found)
+        return _Scan(below, num_below, num_inside, places, part.at(places), equal)
+
+    # allocated in this thread: results that outlive a worker thread keep malloc from reusing its heap
+    sizes = [(-(-len(part) // 8), part.weights.theta.device) for part in scores]
+    below = [torch.empty(size, dtype=torch.uint8, device=device) for size, device in sizes]
+    equal = [torch.empty(size * (low == high), dtype=torch.uint8, device=device) for size, device in sizes]
+    return list(each(scan, scores, below, equal))
+
+
+def _mark(scans: Sequence[_Scan], wanted: int, has_places: bool, processes: Ranks) -> list[Tensor]:
+    """Select the scores below the bracket and the `wanted` lowest inside; among equal ones those that come first."""
+    ties = [scan.equal for scan in scans]
+    if has_places:
+        threshold = kth_lowest(torch.cat([scan.values for scan in scans]), [wanted], processes)[0]
+        lower = [scan.places[scan.values < threshold] for scan in scans]
+        wanted -= int(processes.sum(torch.tensor(sum(map(len, lower)))))
+        ties = [scan.places[scan.values == threshold] for scan in scans]
+        for scan, places in zip(scans, lower, strict=True):
+            _set_bits(scan.below, places)
+    counts = torch.zeros(len(scans), processes.count, dtype=torch.int64)
+    counts[:, processes.rank] = torch.tensor(
+        [len(t) if has_places else scan.num_inside for t, scan in zip(ties, scans, strict=True)]
+    )
+    counts = processes.sum(counts)
+    before = counts.view(-1).cumsum(0).view_as(counts) - counts
+    for scan, tie, quota in zip(scans, ties, (wanted - before[:, processes.rank]).tolist(), strict=True):
+        _set_bits(scan.below, tie[: max(quota, 0)]) if has_places else scan.below.bitwise_or_(_first_ones(tie, quota))
+    return [scan.below for scan in scans]
+
+
+def _first_ones(packed: Tensor, quota: int) -> Tensor:
+    """Keep the first `quota` of the ones among packed bits."""
+    if quota <= 0:
+        return torch.zeros_like(packed)
+    if bits.count_ones(packed) <= quota:
+        return packed
+    flags = bits.unpack(packed, 8 * len(packed))
+    flags[bits.places(flags)[quota:]] = False
+    return bits.pack(flags)
+
+
+def _set_bits(packed: Tensor, places: Tensor) -> None:
+    """Set bits that are 0 to 1; adding is safe only because they are 0 and no index is repeated."""
+    packed.index_add_(0, places >> 3, (128 >> (places & 7)).to(torch.uint8))
+
+
+def compare_with(scores: Tensor, comparison: Callable[[Any, Any], Any], bound: float) -> Tensor:
+    """Return the flags of a comparison; on the CPU by numpy, which is seven times as fast as torch there."""
+    if scores.device.type == "cpu":
+        return torch.from_numpy(comparison(scores.numpy(), np.float32(bound)))
+    return comparison(scores, bound)
+
+
+def sort(values: Tensor) -> Tensor:
+    """Return flat values in ascending order; on the CPU by numpy, which is ten times as fast as torch there."""
+    return torch.from_numpy(np.sort(values.numpy())) if values.device.type == "cpu" else values.sort().values
+
+
+def kth_lowest(values: Tensor, ranks: Sequence[int], processes: Ranks = ALONE) -> list[float]:
+    """Return the values of all processes, float32, that have the given ranks (from 1) in ascending order.
+
+    Over several processes the bits of the answer are found by bisection, in 32 rounds of one small sum: as integers,
+    the bits of floats are in the order of the floats, once those of negative floats are flipped.
+    """
+    wanted = torch.tensor(ranks)
+    ordered = sort(values)
+    if processes.count == 1:
+        return ordered[wanted.to(values.device) - 1].tolist()
+    keys = _flip((ordered + 0.0).view(torch.int32))  # adding zero makes -0.0 and 0.0 the same bits
+    low, high = torch.full_like(wanted, -(1 << 31)), torch.full_like(wanted, (1 << 31) - 1)
+    for _ in range(32):
+        middle = (low + high) >> 1
+        reached = torch.searchsorted(keys, middle.to(keys), right=True)
+        is_reached = processes.sum(reached.cpu()) >= wanted
+        low, high = torch.where(is_reached, low, middle + 1), torch.where(is_reached, middle, high)
+    return _flip(low.to(torch.int32)).view(torch.float32).tolist()
+
+
+def _flip(patterns: Tensor) -> Tensor:
+    """Flip all bits but the sign of negative floats, or flip them back."""
+    return patterns ^ ((patterns >> 31) & 0x7FFFFFFF)
+
+
+def sample_scores(scores: Sequence[Scores], processes: Ranks = ALONE) -> Tensor:
+    """Return about `SAMPLE` scores of all processes, drawn at random with replacement, float32 on the CPU."""
     total = max(int(processes.sum(torch.tensor(sum(map(len, scores))))), 1)
     generator = torch.Generator().manual_seed(processes.rank)
     drawn = []
@@ -244,155 +389,11 @@ def sample_scores(scores: Sequence[Scores], processes: Processes = ALONE) -> Ten
     return torch.cat(processes.gather(torch.cat(drawn)))
 
 
-def _bracket(scores: Sequence[Scores], k: int, total: int, margin: float, processes: Processes) -> tuple[float, float]:
-    """Returns two scores between which the k-th lowest of ``total`` lies, very likely, with few others."""
-    if total <= SAMPLE or math.isinf(margin):
-        return -math.inf, math.inf
-    sample = sample_scores(scores, processes)
-    expected, deviation = len(sample) * k / total, math.sqrt(len(sample) * k / total * (1 - k / total))
-    first, last = math.floor(expected - margin * deviation) - 1, math.ceil(expected + margin * deviation) + 1
-    low = sample.kthvalue(first + 1).values.item() if first >= 0 else -math.inf
-    high = sample.kthvalue(last + 1).values.item() if last < len(sample) else math.inf
-    return low, high
-
-
-def _mark_in_one_pass(scores: Sequence[Scores], k: int, low: float, high: float, each: Each) -> list[Tensor] | None:
-    """Marks the k lowest if the bracket holds the k-th and few others; returns None if it does not."""
-    limit = max(2 * SAMPLE, math.ceil(KEPT_SHARE * sum(map(len, scores))))
-    kept = 0
-
-    def scan(part: Scores, below: Tensor) -> _Scan | None:
-        nonlocal kept
-        found = _scan(part, below, low, high, limit) if kept <= limit else None
-        kept += limit + 1 if found is None else len(found.places)
-        return found
-
-    # made here, because what lasts would keep the threads' heaps from being used again
-    room = [torch.empty(-(-len(part) // 8), dtype=torch.uint8, device=part.weights.theta.device) for part in scores]
-    found = [result for result in each(scan, scores, room) if result is not None]
-    if kept > limit:
-        return None
-    wanted = k - sum(part.num_below for part in found)
-    if not 0 < wanted <= kept:
-        return None
-    values = torch.cat([part.values for part in found])
-    threshold = kth_lowest(values, wanted)
-    chosen = values < threshold
-    ties = (values == threshold).nonzero().squeeze(1)
-    chosen[ties[: wanted - int(chosen.sum())]] = True
-    for part, picked in zip(found, chosen.split([len(part.places) for part in found]), strict=True):
-        _set_bits(part.below, part.places[picked])
-    return [part.below for part in found]
-
-
-class _Scan(NamedTuple):
-    """The scores of a part below a bracket, as packed bits and their number, and places and values of those inside."""
-
-    below: Tensor
-    num_below: int
-    places: Tensor
-    values: Tensor
-
-
-def _scan(part: Scores, below: Tensor, low: float, high: float, limit: int) -> _Scan | None:
-    """Fills ``below`` and finds the rest; None if more than ``limit`` are inside the bracket, its ends included."""
-    found, count, num_below = [torch.empty(0, dtype=torch.int64, device=below.device)], 0, 0
-    for where, scores in part.checked_pieces():
-        is_below = compare(scores, operator.lt, low)
-        below[where.start // 8 : -(-where.stop // 8)] = bits.pack(is_below)
-        num_below += bits.count(is_below)
-        found.append(bits.places(compare(scores, operator.le, high).logical_xor_(is_below)).add_(where.start))
-        count += len(found[-1])
-        if count > limit:
-            return None
-    places = torch.cat(found)
-    return _Scan(below, num_below, places, part.at(places))
-
-
-def compare(scores: Tensor, comparison: Comparison, bound: float) -> Tensor:
-    """Returns the flags of a comparison; on the CPU by numpy, which takes a seventh of torch's time there."""
-    if scores.device.type == "cpu":
-        return torch.from_numpy(comparison(scores.numpy(), np.float32(bound)))
-    return comparison(scores, bound)
-
-
-def _threshold(
-    scores: Sequence[Scores], k: int, low: float, high: float, processes: Processes, each: Each
-) -> float | None:
-    """Returns the k-th lowest score of all processes, or None if the bracket does not hold it.
-
-    Scores equal to an end of the bracket are counted apart, so that those strictly inside are few even when very many
-    scores are equal.
-    """
-
-    def count(part: Scores) -> tuple[Tensor, list[Tensor]]:
-        counts, inside = torch.zeros(4, dtype=torch.int64), [torch.empty(0)]  # a process may hold none of a parameter
-        for _, s in part.checked_pieces():
-            comparisons = ((operator.lt, low), (operator.le, low), (operator.lt, high), (operator.le, high))
-            ends = [compare(s, comparison, bound) for comparison, bound in comparisons]
-            counts += torch.tensor([bits.count(end) for end in ends])
-            if low < high:
-                inside.append(s[ends[2] & ~ends[1]].cpu())
-        return counts, inside
-
-    counted = list(each(count, scores))
-    below_low, to_low, below_high, to_high = processes.sum(
-        torch.stack([counts for counts, _ in counted]).sum(0)
-    ).tolist()
-    if not below_low < k <= to_high:
-        return None
-    if k <= to_low:
-        return low
-    if k > below_high:
-        return high
-    return kth_lowest(torch.cat([piece for _, inside in counted for piece in inside]), k - to_low, processes)
-
-
-def _mark(scores: Sequence[Scores], k: int, threshold: float, processes: Processes, each: Each) -> list[Tensor]:
-    """Marks every score below the threshold and the first of those equal to it, k in all."""
-
-    def mark(part: Scores) -> tuple[Tensor, Tensor]:
-        pieces = [
-            tuple(bits.pack(compare(s, comparison, threshold)) for comparison in (operator.lt, operator.eq))
-            for _, s in part.pieces()
-        ]
-        empty = torch.empty(0, dtype=torch.uint8, device=part.weights.theta.device)
-        return torch.cat([empty, *(b for b, _ in pieces)]), torch.cat([empty, *(e for _, e in pieces)])
-
-    marked = list(each(mark, scores))
-    below = processes.sum(torch.tensor(sum(bits.count_ones(packed) for packed, _ in marked)))
-    ties = torch.zeros(len(scores), processes.count, dtype=torch.int64)
-    ties[:, processes.rank] = torch.tensor([bits.count_ones(equal) for _, equal in marked])
-    ties = processes.sum(ties)
-    before = ties.view(-1).cumsum(0).view_as(ties) - ties
-    quotas = (k - below - before[:, processes.rank]).tolist()
-    return [
-        packed | _first_ones(equal, len(part), quota)
-        for part, (packed, equal), quota in zip(scores, marked, quotas, strict=True)
-    ]
-
-
-def _first_ones(packed: Tensor, count: int, quota: int) -> Tensor:
-    """Keeps the first ``quota`` of the ones among packed bits."""
-    if quota <= 0:
-        return torch.zeros_like(packed)
-    if bits.count_ones(packed) <= quota:
-        return packed
-    flags = bits.unpack(packed, count)
-    flags[bits.places(flags)[quota:]] = False
-    return bits.pack(flags)
-
-
-def _set_bits(packed: Tensor, places: Tensor) -> None:
-    """Sets bits that are 0 to 1."""
-    packed.index_add_(0, places >> 3, (128 >> (places & 7)).to(torch.uint8))
-
-
 @contextlib.contextmanager
 def workers(weights: Sequence[Weights]) -> Iterator[Each]:
-    """Gives a `map` over parts: on the CPU with a part a thread and, inside, operations that are not cut further.
+    """Provide a `map` over parts; on the CPU it runs one part per thread and torch's own threads are switched off.
 
-    Pieces fit a cache and take microseconds: what torch's own threads would wait for each other costs more than that.
+    An operation on a piece takes microseconds, less than torch's threads need to wait for each other.
     """
     threads = torch.get_num_threads()
     if not weights or weights[0].theta.device.type != "cpu":

@@ -1,12 +1,12 @@
 """A random selection with as many weights of each tensor and of each decile of its magnitudes as an informed one.
 
-A control for what a score knows beyond how many weights of which size it takes from where. In each decile the weights
-with the lowest random numbers are taken. Few are looked at closely: the edges of the deciles are found within the one
-bin of a coarse histogram that each falls into, and only random numbers below a bound, which exceeds the share that is
-wanted by far more than chance does, are kept and ranked.
+As a control it shows what a score knows beyond how many weights of which size it selects from which tensor. In each
+decile the weights with the lowest random numbers are selected. To rank few of them, only numbers below a bound are
+kept, which is so far above the wanted share that too few numbers are below it once in a billion times.
 """
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,67 +14,66 @@ import torch
 from torch import Tensor
 
 from influence_masking.masks import bits
-from influence_masking.runtime.processes import ALONE, Processes
-from influence_masking.selection.lowest import PIECE, Scores, Weights, kth_lowest, lowest_of, workers
+from influence_masking.runtime.processes import ALONE, Ranks
+from influence_masking.selection.lowest import PIECE, Scores, Weights, compare_with, kth_lowest, lowest, workers
 from influence_masking.selection.scores import magnitude, random
 
 DECILES = 10
-COARSE_BITS = 16  # the sign, the exponent and 7 bits of a float32's fraction: each octave in 128 bins
-MARGIN = 6.0  # standard deviations
+BOUND_MARGIN = 6.0  # standard deviations
 
 
 def select_matched(
-    weights: Sequence[Weights], informed: Sequence[Tensor], seed: int, processes: Processes = ALONE
+    weights: Sequence[Weights], informed: Sequence[Tensor], seed: int, processes: Ranks = ALONE
 ) -> list[Tensor]:
-    """Selects at random as many weights of each tensor and of each decile of its magnitudes as an informed mask has.
+    """Select at random as many weights of each tensor and of each decile of its magnitudes as an informed mask has.
 
     Args:
         weights: The local parts of the candidates.
-        informed: The selection to match, as packed bits (what `selection.select` returns).
-        seed: Of the random numbers, which depend on it and on the weights' positions alone.
-        processes: Those that the candidates are sharded over.
+        informed: The selection to match, as packed bits (the result of `select`).
+        seed: Seed of the random numbers, which depend only on it and on the weights' positions.
+        processes: The processes that the candidates are sharded over.
 
     Returns:
-        For each element of ``weights`` its selection as packed bits.
+        The selection of each element of `weights` as packed bits.
     """
 
     def match(part: Weights, packed: Tensor) -> Tensor:
         return _match(part, bits.unpack(packed, len(part)), seed, processes)
 
     with workers(weights) as each:
-        # the ranks must meet in one order
+        # sums over processes must be in the same order everywhere, so with several there are no threads
         return list((each if processes.count == 1 else map)(match, weights, informed))
 
 
 class _Deciles(NamedTuple):
-    """How the magnitudes of a tensor are divided.
+    """The deciles of the magnitudes of a tensor.
 
     Attributes:
-        edges: The largest magnitude of each decile but the last, shape (9,).
-        sizes: How many weights of all processes each holds, shape (10,): unequal where magnitudes are equal.
+        edges: Largest magnitude of each decile but the last, shape (9,).
+        sizes: Number of weights in each decile over all processes, shape (10,); unequal where magnitudes are equal.
     """
 
     edges: Tensor
     sizes: Tensor
 
     def of(self, theta: Tensor) -> Tensor:
-        """Returns the deciles that weights belong to, 0 to 9."""
+        """Return the decile of each weight, 0 to 9."""
         return torch.bucketize(theta.abs().float(), self.edges)
 
 
-def _match(part: Weights, informed: Tensor, seed: int, processes: Processes) -> Tensor:
+def _match(part: Weights, informed: Tensor, seed: int, processes: Ranks) -> Tensor:
     deciles = _deciles(part, processes)
     wanted = processes.sum(deciles.of(part.theta[informed]).bincount(minlength=DECILES).cpu())
     share = wanted / deciles.sizes.clamp(min=1)
-    bounds = torch.where(wanted > 0, share + MARGIN * (share / deciles.sizes.clamp(min=1)).sqrt(), -1)
-    places, noise, decile = _numbers_below(part, deciles, bounds + MARGIN / deciles.sizes.clamp(min=1), seed)
+    bounds = torch.where(wanted > 0, share + BOUND_MARGIN * (share / deciles.sizes.clamp(min=1)).sqrt(), -1)
+    places, noise, decile = _numbers_below(part, deciles, bounds + BOUND_MARGIN / deciles.sizes.clamp(min=1), seed)
     if (processes.sum(decile.bincount(minlength=DECILES).cpu()) < wanted).any():
         places, noise, decile = _numbers_below(part, deciles, torch.full((DECILES,), 2.0), seed)
     chosen = torch.zeros(len(part), dtype=torch.bool, device=part.theta.device)
     for number, count in enumerate(wanted.tolist()):
         members = (decile == number).nonzero().squeeze(1)
         drawn = Scores(Weights(part.name, noise[members], noise[members]), magnitude)
-        picked = bits.unpack(lowest_of([drawn], count, processes, map)[0], len(members))
+        picked = bits.unpack(lowest([drawn], count, processes, map)[0], len(members))
         chosen[places[members[picked]]] = True
     return bits.pack(chosen)
 
@@ -84,41 +83,21 @@ def _pieces(part: Weights) -> Iterator[slice]:
     return (slice(start, min(start + size, len(part))) for start in range(0, len(part), size))
 
 
-def _deciles(part: Weights, processes: Processes) -> _Deciles:
-    """Finds the edges: a histogram of the upper halves of the magnitudes, whose bits are in their order as integers."""
-    histogram = torch.zeros(1 << (32 - COARSE_BITS), dtype=torch.int64, device=part.theta.device)
-    for where in _pieces(part):
-        histogram += _coarse(part.theta[where]).bincount(minlength=len(histogram))
-    reached = processes.sum(histogram).cumsum(0).cpu()
-    total = int(reached[-1])
-    ranks = torch.tensor([math.ceil(total * decile / DECILES) for decile in range(1, DECILES)])
-    bins = torch.searchsorted(reached, ranks)
-    within = _members_of(part, bins)
-    edges, up_to = [], []
-    for rank, number in zip(ranks.tolist(), bins.tolist(), strict=True):
-        before = int(reached[number - 1]) if number else 0
-        values = within[_coarse(within) == number]
-        edges.append(kth_lowest(values, max(rank - before, 1), processes) if total else 0.0)
-        up_to.append(before + int(processes.sum((values <= edges[-1]).sum())))
-    sizes = torch.tensor([0, *up_to, total]).diff()
+def _deciles(part: Weights, processes: Ranks) -> _Deciles:
+    total = int(processes.sum(torch.tensor(len(part))))
+    if not total:
+        return _Deciles(torch.zeros(DECILES - 1, device=part.theta.device), torch.zeros(DECILES, dtype=torch.int64))
+    magnitudes = part.theta.abs().float()
+    edges = kth_lowest(magnitudes, [math.ceil(total * decile / DECILES) for decile in range(1, DECILES)], processes)
+    up_to = processes.sum(
+        torch.tensor([bits.count_true(compare_with(magnitudes, operator.le, edge)) for edge in edges])
+    )
+    sizes = torch.tensor([0, *up_to.tolist(), total]).diff()
     return _Deciles(torch.tensor(edges, device=part.theta.device), sizes)
 
 
-def _coarse(theta: Tensor) -> Tensor:
-    """Returns the upper half of the bits of each magnitude as float32."""
-    return theta.abs().float().view(torch.int32) >> COARSE_BITS
-
-
-def _members_of(part: Weights, bins: Tensor) -> Tensor:
-    """Returns the magnitudes, float32, that fall into one of some bins."""
-    asked = torch.zeros(1 << (32 - COARSE_BITS), dtype=torch.bool, device=part.theta.device)
-    asked[bins.clamp(max=len(asked) - 1)] = True
-    found = [part.theta[where][asked[_coarse(part.theta[where])]].abs().float() for where in _pieces(part)]
-    return torch.cat(found) if found else torch.empty(0, device=part.theta.device)
-
-
 def _numbers_below(part: Weights, deciles: _Deciles, bounds: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Draws each weight's number; returns places, numbers and deciles of those below the bound of their decile."""
+    """Return the indices, random numbers and deciles of the weights whose number is below the bound of its decile."""
     bounds, highest = bounds.to(part.theta.device), float(bounds.max())
     found = []
     for where in _pieces(part):

@@ -1,14 +1,13 @@
-"""Scores: how much a weight matters, from its value and its gradient.
+"""Scores of weights, computed from their values and gradients.
 
-A score is a pure function of two tensors of one shape, the weights ``theta`` and the gradient ``grad`` of the mean loss
-with respect to them, both float32; it returns one float32 number a weight and works element by element, so that it can
-be computed in pieces. A score that takes a keyword ``position`` is also given the weights' numbers in the order of the
-candidates (int64); one that takes ``seed`` is given the seed of the selection. To add a score, write the function and
-enter it in `SCORES`.
+A score is a pure function of two float32 tensors of one shape: the weights `theta` and the gradient `grad` of the mean
+loss with respect to them. It returns one float32 number per weight and works element by element, so that it can be
+computed in pieces. A score with a keyword `position` also gets the weights' positions among all candidates (int64); one
+with a keyword `seed` gets the seed of the selection. To add a score, write the function and add it to `SCORES`.
 
 Zeroing the weights S changes the loss to first order by minus the sum over S of theta * grad. For one weight that is
 -\\|theta\\| * sign(theta) * grad: the *lowest* `sign_gradient` and `taylor` scores are weights whose removal raises the
-loss, the *highest* those whose removal lowers it.
+loss, the *highest* are weights whose removal lowers it.
 """
 
 import functools
@@ -26,16 +25,16 @@ ScoreFunction = Callable[..., Any]  # returns a Tensor; as a type it would add i
 
 
 def sign_gradient(theta: Tensor, grad: Tensor) -> Tensor:
-    """Returns sign(theta) * grad, the gradient of the loss with respect to the magnitude of each weight.
+    """Return sign(theta) * grad, the gradient of the loss with respect to the magnitude of each weight.
 
-    One gradient over a whole data set takes the place of the per-sample influences that Chhabra et al., "What Data
-    Benefits My Classifier?", ICLR 2024, sum for data selection.
+    One gradient over the whole dataset replaces the per-sample influences that Chhabra et al., "What Data Benefits My
+    Classifier?", ICLR 2024, sum for data selection.
     """
     return torch.sign(theta).mul_(grad)
 
 
 def taylor(theta: Tensor, grad: Tensor) -> Tensor:
-    """Returns theta * grad, the first-order fall of the loss when the weight is set to zero.
+    """Return theta * grad, the first-order decrease of the loss when the weight is set to zero.
 
     Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019, equation 8 before its square.
     """
@@ -43,25 +42,25 @@ def taylor(theta: Tensor, grad: Tensor) -> Tensor:
 
 
 def snip(theta: Tensor, grad: Tensor) -> Tensor:
-    """Returns |theta * grad|, the connection sensitivity of Lee et al., "SNIP", ICLR 2019, without its normaliser."""
+    """Return |theta * grad|, the connection sensitivity of Lee et al., "SNIP", ICLR 2019, without its normalizer."""
     return (theta * grad).abs_()
 
 
 def gradient(theta: Tensor, grad: Tensor) -> Tensor:
-    """Returns |grad|, as in the gradient-based sparse masks of Sung et al., "FISH Mask", NeurIPS 2021, unsquared."""
+    """Return |grad|, as in the gradient-based sparse masks of Sung et al., "FISH Mask", NeurIPS 2021, unsquared."""
     return grad.abs()
 
 
 def magnitude(theta: Tensor, grad: Tensor) -> Tensor:
-    """Returns |theta|, the classical pruning score (Han et al., "Learning both Weights and Connections", 2015)."""
+    """Return |theta|, the classical pruning score (Han et al., "Learning both Weights and Connections", 2015)."""
     return theta.abs()
 
 
 def random(theta: Tensor, grad: Tensor, *, position: Tensor, seed: int) -> Tensor:
-    """Returns a number in [0, 1) that depends on the weight's position and the seed alone.
+    """Return a random number in [0, 1) that depends only on the weight's position and the seed.
 
-    The same on every device, however the weights are sharded or cut into pieces: splitmix64 (Steele et al., "Fast
-    splittable pseudorandom number generators", OOPSLA 2014) of the position, its upper 24 bits.
+    It is the same on every device, for every sharding and division into pieces: the upper 24 bits of splitmix64 (Steele
+    et al., "Fast splittable pseudorandom number generators", OOPSLA 2014) of the position.
     """
     bits = _splitmix64(position + _splitmix64(torch.tensor(seed, dtype=torch.int64, device=position.device)))
     return _shift_right(bits, 40).to(torch.float32).mul_(2.0**-24)
@@ -70,32 +69,34 @@ def random(theta: Tensor, grad: Tensor, *, position: Tensor, seed: int) -> Tenso
 SCORES: dict[str, ScoreFunction] = {
     function.__name__: function for function in (sign_gradient, taylor, snip, gradient, magnitude, random)
 }
-MATCHED = "random_matched"  # no function: the weights are drawn to match the mask of another score
+MATCHED = "random_matched"  # not a function: weights are drawn at random to match the mask of another score
 
 
 def resolve_score(score: str | ScoreFunction, seed: int = 0) -> ScoreFunction:
-    """Returns the function behind a name of `SCORES`, a class path (``package.module.function``) or a callable.
+    """Return the function for a name in `SCORES`, an import path (`package.module.function`) or a function.
 
     Args:
-        score: What to resolve.
-        seed: Bound to the function's ``seed`` if it takes one.
+        score: Name, import path or function.
+        seed: Seed that is bound to the function's keyword `seed` if it has one.
 
     Raises:
         MaskingError: If there is no such score.
     """
     function = SCORES.get(score) or _import_score(score) if isinstance(score, str) else score
     if not callable(function):
-        raise MaskingError(f"Asked for score={score!r}, found {type(function).__name__}. Pass a name or a function.")
+        raise MaskingError(
+            f"score={score!r} is not a function, found {type(function).__name__}. Pass a name or a function."
+        )
     return functools.partial(function, seed=seed) if _takes(function, "seed") else function
 
 
 def takes_position(function: ScoreFunction) -> bool:
-    """Returns whether a resolved score wants the positions of the weights."""
+    """Return whether a resolved score needs the positions of the weights."""
     return _takes(function, "position")
 
 
 def score_name(score: str | ScoreFunction) -> str:
-    """Returns the name of a score for state keys and provenance: the registry's, or module and qualified name."""
+    """Return the name of a score for state keys and provenance: as given, or the import path of a function."""
     return score if isinstance(score, str) else f"{score.__module__}.{score.__qualname__}"
 
 
@@ -103,13 +104,13 @@ def _import_score(path: str) -> ScoreFunction:
     module_name, _, attribute = path.rpartition(".")
     if not module_name:
         raise MaskingError(
-            f"Asked for score={path!r}, found no such score. Use one of {[*SCORES, MATCHED]}, or the path of "
-            "your own function (package.module.function)."
+            f"Unknown score={path!r}. Use one of {[*SCORES, MATCHED]}, or the import path of your own function "
+            "(package.module.function)."
         )
     try:
         return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise MaskingError(f"Asked for score={path!r}, but it cannot be imported: {error}. Check the path.") from error
+        raise MaskingError(f"Cannot import score={path!r}: {error}. Check the path.") from error
 
 
 def _takes(function: ScoreFunction, keyword: str) -> bool:
@@ -124,10 +125,10 @@ def _splitmix64(x: Tensor) -> Tensor:
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Shifts zeros in from the left; torch's own shift of a signed integer copies the sign."""
+    """Shift right with zeros from the left; torch's own shift of a signed integer copies the sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _signed(constant: int) -> int:
-    """Returns the signed 64-bit integer with the same bits."""
+    """Return the signed 64-bit integer with the same bits."""
     return constant - (1 << 64)

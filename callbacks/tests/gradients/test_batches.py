@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from influence_masking import MaskingError
-from influence_masking.gradients.batches import Batch, count_samples, cut, split, take_samples
+from influence_masking.gradients.batches import CalibrationBatch, count_samples, cut, split, take_samples
 
 
 class Pair(NamedTuple):
@@ -43,7 +43,7 @@ def test_no_batch_is_drawn_that_is_not_needed() -> None:
 
 @pytest.mark.parametrize("stream", [[], [X]])
 def test_a_stream_that_ends_early_is_an_error(stream: list) -> None:
-    with pytest.raises(MaskingError, match=f"num_samples=7, found {6 * len(stream)}"):
+    with pytest.raises(MaskingError, match=f"Too few calibration samples: found {6 * len(stream)}"):
         list(take_samples(stream, 7))
 
 
@@ -80,7 +80,7 @@ def test_a_batch_of_the_hugging_face_tokenizer_is_cut() -> None:
 
 
 def test_micro_batches_cover_the_batch() -> None:
-    pieces = split(Batch(X, 3, 6), 4)
+    pieces = split(CalibrationBatch(X, 3, 6), 4)
     assert [(p.index, p.size) for p in pieces] == [(3, 4), (3, 2)]
     assert torch.equal(torch.cat([p.data for p in pieces]), X)
     assert split(pieces[0], 4) == [pieces[0]]

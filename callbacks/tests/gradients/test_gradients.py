@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from influence_masking import MaskingError, take_snapshot
 from influence_masking.gradients import mean_gradient as gradients
-from influence_masking.gradients.batches import Batch
+from influence_masking.gradients.batches import CalibrationBatch
 from influence_masking.gradients.mean_gradient import Calibration, calibrating, mean_gradient
 
 
@@ -194,7 +194,7 @@ def test_a_sample_that_does_not_fit_is_an_error_that_says_so() -> None:
 
     with pytest.raises(torch.OutOfMemoryError) as caught, pytest.warns(UserWarning, match="at most 1 samples"):
         take_snapshot(Classifier(), loader(4, 2), starving, targets=["0", "3"])
-    assert "one sample at a time" in caught.value.__notes__[0]
+    assert "a single sample" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -213,7 +213,7 @@ def test_a_gradient_that_is_not_finite_is_an_error_that_names_the_parameter(valu
     def loss(module: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
         return Bad.apply(module.net[3].weight).sum() + cross_entropy(module, batch)
 
-    with pytest.raises(MaskingError, match=r"gradient of net\.3\.weight, found 1 of 128"):
+    with pytest.raises(MaskingError, match=r"gradient of net\.3\.weight is not finite: found 1 of 128"):
         take_snapshot(Classifier(), loader(20), loss, targets=["0", "3"])
 
 
@@ -222,21 +222,21 @@ def test_weights_that_are_not_finite_are_an_error_that_names_a_parameter(value: 
     module = Classifier()
     with torch.no_grad():
         module.net[0].weight[3, 4] = value
-    with pytest.raises(MaskingError, match=r"gradient of net\.[03]\.weight, found \d+ of"):
+    with pytest.raises(MaskingError, match=r"gradient of net\.[03]\.weight is not finite: found \d+ of"):
         take_snapshot(module, loader(20), cross_entropy, targets=["0", "3"])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_an_error(value: float) -> None:
-    with pytest.raises(MaskingError, match=f"mean loss of 20 samples, found {value}"):
+    with pytest.raises(MaskingError, match=f"mean loss of 20 samples is not finite: found {value}"):
         take_snapshot(Classifier(), loader(20), lambda m, b: cross_entropy(m, b) + value, targets=["0", "3"])
 
 
 @pytest.mark.parametrize(
     ("spoil", "found"),
     [
-        (lambda loss: loss.detach(), "one that depends on no candidate"),
-        (lambda loss: loss.expand(3), r"one of shape \(3,\)"),
+        (lambda loss: loss.detach(), "a loss that depends on no candidate"),
+        (lambda loss: loss.expand(3), r"found shape \(3,\)"),
     ],
 )
 def test_a_loss_without_a_gradient_or_of_many_numbers_is_an_error(spoil, found: str) -> None:
@@ -299,10 +299,10 @@ def test_only_candidates_get_a_gradient() -> None:
     seen = []
     candidates = {"net.3.weight": module.net[3].weight}
 
-    def loss(batch: Batch) -> torch.Tensor:
+    def loss(batch: CalibrationBatch) -> torch.Tensor:
         seen.append([p.requires_grad for p in module.parameters()])
         return cross_entropy(module, batch.data)
 
     with calibrating(module, candidates):
-        mean_gradient(candidates, Calibration([Batch(next(iter(loader(20, 20))), 0, 20)], loss))
+        mean_gradient(candidates, Calibration([CalibrationBatch(next(iter(loader(20, 20))), 0, 20)], loss))
     assert seen == [[False, False, True, False]]

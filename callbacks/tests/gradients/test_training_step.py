@@ -11,7 +11,7 @@ from influence_masking.gradients.training_step import muted, training_loss
 
 
 class Step(LightningModule):
-    """Returns whatever it is told to."""
+    """Return whatever it is told to."""
 
     def __init__(self, output: object) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Step(LightningModule):
 
 
 class Manual(Classifier):
-    """Calls ``manual_backward`` so many times."""
+    """Call `manual_backward` so many times."""
 
     def __init__(self, calls: int) -> None:
         super().__init__()

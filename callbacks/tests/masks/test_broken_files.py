@@ -42,7 +42,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def check(path: Path, content: bytes) -> None:
-    """Asserts that a broken file is refused by name or gives the mask of the whole one, which it is afterwards."""
+    """Assert that a broken file is refused by name or gives the mask of the whole one, which it is afterwards."""
     whole, before = Mask.load(path), path.read_bytes()
     path.write_bytes(content)
     found, refusal = load_or_refuse(path)

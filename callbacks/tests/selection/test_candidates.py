@@ -67,7 +67,7 @@ def test_a_target_that_matches_nothing_is_an_error_with_near_misses() -> None:
 
 
 def test_no_target_at_all_is_an_error() -> None:
-    with pytest.raises(MaskingError, match=r"targets=\[\], which name no parameter"):
+    with pytest.raises(MaskingError, match=r"targets=\[\] matches no parameter"):
         find_candidates(Model(), [])
 
 

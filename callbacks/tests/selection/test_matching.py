@@ -72,7 +72,7 @@ def test_a_bound_that_leaves_too_few_is_lifted(monkeypatch: pytest.MonkeyPatch) 
     parts = pieces("normal", SIZES)
     informed = select(parts, 12_000, SCORES["snip"])
     expected = flags_of(parts, select_matched(parts, informed, seed=0))
-    monkeypatch.setattr(matching, "MARGIN", -3.0)
+    monkeypatch.setattr(matching, "BOUND_MARGIN", -3.0)
     assert torch.equal(flags_of(parts, select_matched(parts, informed, seed=0)), expected)
 
 
@@ -88,5 +88,5 @@ def test_any_mask_can_be_matched() -> None:
 def test_a_mask_over_other_candidates_is_neither_matched_nor_predicted() -> None:
     snapshot, other = snapshot_of(Classifier()), Mask.from_flags({"net.0.weight": torch.rand(32, 16) < 0.1})
     for use in (snapshot.match, snapshot.predicted_change):
-        with pytest.raises(MaskingError, match=r"net\.3\.weight with shape None"):
+        with pytest.raises(MaskingError, match=r"net\.3\.weight has shape None"):
             use(other)

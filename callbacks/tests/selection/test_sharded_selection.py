@@ -10,7 +10,7 @@ from test_selection import CASES, flags_of, pieces
 from torch import Tensor
 
 from influence_masking import SCORES
-from influence_masking.runtime.processes import Processes
+from influence_masking.runtime.processes import Ranks
 from influence_masking.selection import lowest as selection
 from influence_masking.selection.lowest import Weights, first_order_change, select
 from influence_masking.selection.matching import select_matched
@@ -19,7 +19,7 @@ RANKS = 3
 SIZES = (20_000, 5_001, 40, 2)
 
 
-class Thread(Processes):
+class Thread(Ranks):
     """A rank that meets the others at a barrier, and notes how much it sends them."""
 
     def __init__(self, rank: int, count: int, barrier: threading.Barrier, table: list[Tensor]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from lightning_app.errors import UsageError
 from lightning_app.report import load_results, write_report
-from lightning_app.report.comparisons import Comparison, compare
+from lightning_app.report.comparisons import Comparisons, compare_arms
 from lightning_app.results.design import Design
 from lightning_app.results.files import read_json, write_json, write_parquet
 from lightning_app.results.predictions import read_evaluation
@@ -16,9 +16,9 @@ from lightning_app.results.records import settings_digest
 from lightning_app.results.statistics import seed_intervals
 
 
-def compared(folder: Path) -> Comparison:
+def compared(folder: Path) -> Comparisons:
     results = load_results(folder)
-    return compare(folder, results, Design.of(results))
+    return compare_arms(folder, results, Design.of(results))
 
 
 @pytest.fixture

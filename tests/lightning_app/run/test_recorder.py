@@ -55,7 +55,8 @@ def test_an_evaluation_logs_every_metric_of_the_registry_over_the_rows_that_are_
 
 def test_a_fit_logs_them_before_early_stopping_looks(trainer, loader):
     class Seen(Callback):
-        names: set = set()
+        def __init__(self):
+            self.names = set()
 
         def on_validation_end(self, trainer, pl_module):
             self.names |= set(trainer.callback_metrics)
