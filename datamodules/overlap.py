@@ -11,7 +11,7 @@ SHORTEST_SHARED = 3
 _PUNCTUATION = ".,;:!?()[]\"'`\u2026\u201c\u201d\u2018\u2019\u00ab\u00bb"
 
 
-class Overlap:
+class TextOverlap:
     """An index of texts: whether another text contains one of them, lies within one, or is equal to one.
 
     Words are compared without case and the punctuation around them. Equal texts may be of any length; where one lies

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from datamodules.errors import DataError
 from datamodules.keys import loose_key, strict_key
-from datamodules.overlap import Overlap
+from datamodules.overlap import TextOverlap
 
 PROTOCOL = "4"
 """Part of every fingerprint: increase it whenever the same input is split differently."""
@@ -186,7 +186,7 @@ def _draw_from_pool(
     """Take dev, head_init and train out of each class's ordered rows; return the rows that were passed over as well."""
     counts = [len(rows) for rows in by_class]
     _check_counts(counts, [1] * len(counts), sizes.head_init + sizes.train + sizes.dev, label_names)
-    left, overlap = [deque(rows) for rows in by_class], Overlap([])
+    left, overlap = [deque(rows) for rows in by_class], TextOverlap([])
     asked, found = [0] * len(counts), [0] * len(counts)
     drawn: dict[str, list[int]] = {"dev": [], "head_init": [], "train": []}
     passed_over: list[int] = []
@@ -201,7 +201,7 @@ def _draw_from_pool(
                     break
                 passed_over.append(row)
         if split == "dev":
-            overlap = Overlap(texts[row] for row in drawn["dev"])
+            overlap = TextOverlap(texts[row] for row in drawn["dev"])
     _check_counts(found, asked, 0, label_names)
     return drawn, passed_over
 

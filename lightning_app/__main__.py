@@ -3,6 +3,7 @@
 import argparse
 import locale
 import os
+import select
 import signal
 import sys
 from importlib import import_module
@@ -24,6 +25,11 @@ OTHER_COMMANDS = {
     "export": "write a run's model into a folder that transformers and peft load",
     "completion": "print the script by which a shell completes all this",
 }
+RESUMES = {
+    "experiment": "Run the same command to resume.",
+    "fit": "Run the same command with --ckpt_path=RUN/checkpoints/last.ckpt, if it is there, to resume.",
+}
+"""What to do after a signal; other commands keep nothing and start again."""
 COMMANDS = dict.fromkeys(LIGHTNING_COMMANDS, "lightning_app.run.cli") | {
     "experiment": "lightning_app.grid.experiment",
     "report": "lightning_app.report",
@@ -87,11 +93,12 @@ def main(argv: list[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, sigterm)
     try:
         return _run(command, argv)
-    except BrokenPipeError:  # whoever read our output has ended, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + 13  # SIGPIPE, which Windows does not have
     except Exception as error:
-        mistake = user_mistake(error)
+        if isinstance(error, BrokenPipeError) and (closed := _closed_outputs()):
+            for descriptor in closed:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+            return 128 + 13  # SIGPIPE, which Windows does not have
+        mistake = user_mistake(error, command)
         if mistake is None:
             raise
         print(f"influence {command}: error: {printable(str(mistake))}", file=sys.stderr)
@@ -102,10 +109,24 @@ def main(argv: list[str] | None = None) -> int:
         if not (interrupted or sigterm.asked or isinstance(stop, Stopped)):
             raise
         number = signal.SIGINT if interrupted else signal.SIGTERM
-        print(f"influence {command}: stopped by {number.name}; nothing that was complete is lost", file=sys.stderr)
+        resume = RESUMES.get(command, "Run the same command to start again.")
+        print(
+            f"influence {command}: stopped by {number.name}; nothing that was complete is lost. {resume}",
+            file=sys.stderr,
+        )
         return 128 + number
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _closed_outputs() -> list[int]:
+    """Standard output and error, if whoever read them has ended, as `head` does: poll reports that of a pipe."""
+    if sys.platform == "win32":
+        return [1]  # it has no poll, and no other pipe raises BrokenPipeError there
+    watch = select.poll()
+    for descriptor in (1, 2):
+        watch.register(descriptor, 0)
+    return [descriptor for descriptor, _ in watch.poll(0)]
 
 
 if __name__ == "__main__":

@@ -14,6 +14,19 @@ UNWRITABLE = (
     errno.ELOOP,
 )
 
+ELSEWHERE = {
+    "predict": ", or choose another file by --output",
+    "export": ", or choose another folder by --out",
+    "report": "",
+}
+SMALLER = {
+    "experiment": "data.batch_size, data.eval_batch_size or data.max_length, or for a mask's gradient "
+    "model.masking.micro_batch_size: --set [ARM:]KEY=VALUE",
+    "predict": "--batch_size.",
+    "export": "the memory that other programs take.",
+}
+"""What to do after a command, where it is not what is to do after `fit`."""
+
 
 class UsageError(ValueError):
     """The command line or a configuration asks for something that cannot be done."""
@@ -22,7 +35,7 @@ class UsageError(ValueError):
     """Marks the errors of all packages that are printed without a traceback."""
 
 
-def user_mistake(error: BaseException) -> Exception | None:
+def user_mistake(error: BaseException, command: str = "experiment") -> Exception | None:
     """The user's mistake behind an exception, or None if it is a fault of ours.
 
     What a constructor raises reaches us wrapped by the argument parser, so the chain of causes is walked. A folder that
@@ -34,8 +47,8 @@ def user_mistake(error: BaseException) -> Exception | None:
     chain = chain_of_causes(error)
     told: list[Exception] = [link for link in chain if getattr(link, "is_user_error", False)]
     told += [link for link in chain if isinstance(link, (ArgumentError, MisconfigurationException))]
-    told += [_unwritten(link) for link in chain if isinstance(link, OSError) and _is_unwritten(link)]
-    told += [_memory_advice(link) for link in chain if _is_out_of_memory(link)]
+    told += [_unwritten(link, command) for link in chain if isinstance(link, OSError) and _is_unwritten(link)]
+    told += [_memory_advice(link, command) for link in chain if _is_out_of_memory(link)]
     return told[0] if told else None
 
 
@@ -46,12 +59,10 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _memory_advice(error: Exception) -> UsageError:
+def _memory_advice(error: Exception, command: str) -> UsageError:
     found = str(error).strip().partition("\n")[0] or type(error).__name__
-    return UsageError(
-        f"Out of memory ({found}). Lower data.batch_size, data.eval_batch_size or data.max_length, or for a mask's "
-        "gradient model.masking.micro_batch_size: --set [ARM:]KEY=VALUE"
-    )
+    options = "--data.batch_size, --data.eval_batch_size, --data.max_length or --model.masking.micro_batch_size."
+    return UsageError(f"Out of memory ({found}). Lower {SMALLER.get(command, options)}")
 
 
 def _is_unwritten(error: OSError) -> bool:
@@ -59,9 +70,11 @@ def _is_unwritten(error: OSError) -> bool:
     return error.errno in FULL or (error.errno in UNWRITABLE and bool(error.filename))
 
 
-def _unwritten(error: OSError) -> UsageError:
-    advice = "Make room" if error.errno in FULL else "Make it writable, or choose another folder by --outputs"
-    return UsageError(f"{error}. {advice}; the same command goes on from what is complete.")
+def _unwritten(error: OSError, command: str) -> UsageError:
+    elsewhere = ELSEWHERE.get(command, ", or choose another folder by --outputs")
+    advice = "Make room" if error.errno in FULL else f"Make it writable{elsewhere}"
+    resumes = "; the same command goes on from what is complete" if command == "experiment" else ""
+    return UsageError(f"{error}. {advice}{resumes}.")
 
 
 def chain_of_causes(error: BaseException) -> list[Exception]:

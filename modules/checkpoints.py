@@ -11,6 +11,7 @@ from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from torch import Tensor
 
 from modules.errors import CheckpointError
+from modules.start import KIND_FOLDER, KIND_MASK, KIND_START, kind_of_file
 
 FIELDS = {
     "state_dict": dict,
@@ -48,13 +49,23 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         _check_archive(Path(path))
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # damaged bytes can raise any exception
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: {_reason(error)}. Nothing in it was executed. Delete it, and "
-            "fit again."
-        ) from error
+        damaged = f"{path} cannot be read as a checkpoint: {_reason(error)}. Nothing in it was executed. Give another"
+        raise CheckpointError(wrong_kind(Path(path)) or f"{damaged}, or fit again with --overwrite.") from error
     _check_fields(path, checkpoint)
     _check_weights(path, checkpoint["state_dict"])
     return checkpoint
+
+
+def wrong_kind(path: Path) -> str | None:
+    """Return a message that says what a path is and what to give, or None if it may be a checkpoint."""
+    kind = kind_of_file(path)
+    if kind == KIND_FOLDER:
+        return f"{path} is a folder. Give a checkpoint in it, such as {path / 'checkpoints' / 'best.ckpt'}."
+    return (
+        f"{path} is {kind}. Give a checkpoint: <run>/checkpoints/best.ckpt."
+        if kind in (KIND_START, KIND_MASK)
+        else None
+    )
 
 
 def _check_archive(path: Path) -> None:

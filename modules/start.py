@@ -3,6 +3,7 @@
 import hashlib
 import json
 import uuid
+import zipfile
 from dataclasses import asdict, dataclass, fields
 from math import isfinite
 from pathlib import Path
@@ -12,6 +13,22 @@ from safetensors.torch import save
 from torch import Tensor
 
 from modules.errors import StartError
+
+KIND_FOLDER, KIND_START, KIND_MASK, KIND_UNKNOWN = "a folder", "a baseline start", "a mask", "a damaged or unknown file"
+
+
+def kind_of_file(path: Path) -> str:
+    """Return what a path is, in words for a message."""
+    if path.is_dir():
+        return KIND_FOLDER
+    if zipfile.is_zipfile(path):
+        return "a checkpoint or another archive"
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError):
+        return KIND_UNKNOWN
+    return KIND_START if "start" in metadata else KIND_MASK if "shapes" in metadata else KIND_UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -45,8 +62,13 @@ class Start:
             StartError: If the file is missing, damaged or not a start.
         """
         path = Path(path)
-        if not path.is_file():
+        if not path.exists():
             raise StartError(f"No baseline start at {path}: the other arms begin from the head that `baseline` trains.")
+        kind = kind_of_file(path)
+        if kind not in (KIND_START, KIND_UNKNOWN):
+            raise StartError(
+                f"{path} is not a baseline start but {kind}. Give the start.safetensors of a baseline's run folder."
+            )
         try:
             with safe_open(path, framework="pt") as file:
                 metadata, names = file.metadata() or {}, file.keys()

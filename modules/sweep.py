@@ -20,7 +20,7 @@ from modules.masking import DEFAULT_OPTIONS, SET_ELSEWHERE, masking_of
 Predictions = tuple[Tensor, Tensor]
 """Labels [rows] and logits [rows, classes], on the CPU."""
 
-SWEEP_FRACTIONS = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2)
+FRACTIONS = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2)
 
 SWEPT = SET_ELSEWHERE | {
     "fraction": "model.fractions",
@@ -76,7 +76,7 @@ class Sweep(Classifier):
     def __init__(
         self,
         *,
-        fractions: Sequence[float] = SWEEP_FRACTIONS,
+        fractions: Sequence[float] = FRACTIONS,
         tails: Sequence[Literal["lowest", "highest"]] = ("lowest", "highest"),
         scores: Sequence[str] = ("sign_gradient",),
         masking: MaskingOptions = DEFAULT_OPTIONS,

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from influence_masking.errors import MaskingError
 from influence_masking.gradients.loaders import default_loader, iterate
 from influence_masking.gradients.mean_gradient import Calibration, MeanGradient, take_gradient
-from influence_masking.gradients.trainer_data import trainer_calibration
 from influence_masking.gradients.training_step import training_loss
 from influence_masking.making import RESULTS, make_mask
 from influence_masking.masks.holding import Action, Hold
@@ -28,6 +27,7 @@ from influence_masking.selection.candidates import find_candidates
 from influence_masking.selection.lowest import Scope, Tail
 from influence_masking.selection.scores import ScoreFunction
 from influence_masking.snapshot import Snapshot
+from influence_masking.trainer_data import trainer_calibration
 
 
 class InfluenceMasking(Callback):
@@ -55,11 +55,8 @@ class InfluenceMasking(Callback):
     Attributes:
         options: The options.
         mask: The mask; None before it is made.
-        predicted_change: Change of the mean loss when the mask is zeroed, to first order.
-        measured_change: Change measured on the same samples, also when the action is not `zero`.
-        loss_before: Mean loss before.
-        loss_after: Mean loss with the mask zeroed.
-        seconds: Duration of `gradient`, `selection` and `measure`.
+        predicted_change, measured_change, loss_before, loss_after, seconds: The fields of `Measurement`: the effect of
+            zeroing the mask, whatever the action.
 
     Raises:
         MaskingError: If an option is out of its range, or both a fraction and a count are given.

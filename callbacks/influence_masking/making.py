@@ -40,12 +40,7 @@ RESULTS = tuple(result.name for result in fields(Measurement))
 def make_mask(
     take_snapshot: Callable[[], Snapshot], options: MaskingOptions, processes: Ranks
 ) -> tuple[Mask, Measurement, Snapshot]:
-    """Take the gradient, select the weights, and measure what zeroing them does.
-
-    Args:
-        take_snapshot: Takes the gradient.
-        options: Options of the mask.
-        processes: Ranks that must arrive at the same mask.
+    """Take the gradient, select the weights, and measure the effect of zeroing them.
 
     Raises:
         MaskingError: If the processes made different masks.

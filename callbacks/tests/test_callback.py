@@ -252,7 +252,7 @@ def test_an_option_out_of_range_is_an_error_that_names_it(options: dict[str, Any
         masking(**options)
 
 
-def test_the_fraction_is_a_twentieth_unless_a_count_is_given() -> None:
+def test_the_default_fraction_is_five_percent_unless_a_count_is_given() -> None:
     assert InfluenceMasking().options.effective_fraction == 0.05
     assert InfluenceMasking(count=3).options.effective_fraction is None
 

@@ -64,7 +64,7 @@ def test_a_resumed_run_with_sharded_parameters_equals_an_uninterrupted_one_bit_f
     ("case", "message"),
     [
         ("nothing", "No mask was made: under ModelParallelStrategy"),
-        ("memory", "with sharded parameters one process cannot begin again alone. Set `micro_batch_size`"),
+        ("memory", "With sharded parameters one process cannot start again alone. Set `micro_batch_size`"),
     ],
 )
 def test_what_cannot_be_done_with_sharded_parameters_is_an_error_on_every_rank(

@@ -12,7 +12,7 @@ import influence_masking
 from influence_masking import Hold, InfluenceMasking, Mask, MaskingOptions
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-BLOCKS = re.findall(r"``python\n(.*?)``", README, re.DOTALL)
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 class YourModule(Classifier):

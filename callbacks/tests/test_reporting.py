@@ -82,7 +82,7 @@ def test_tensorboard_also_gets_a_picture_and_a_histogram(tmp_path: Path) -> None
     assert sum(histogram.bucket) == histogram.num
 
 
-def test_the_picture_is_darkest_at_the_largest_share_and_grey_where_there_is_nothing() -> None:
+def test_the_picture_is_darkest_at_the_largest_share_and_gray_where_there_is_nothing() -> None:
     pytest.importorskip("PIL")
     shares = [Share("l.0", "q", 0, 10), Share("l.0", "k", 5, 10), Share("l.1", "q", 2, 10)]
     image = picture_of(shares)

@@ -15,6 +15,7 @@ from torch import Tensor
 from datamodules import DataError, join_texts
 from lightning_app.deploy.tables import check_ending, read_user_table, write_table
 from lightning_app.errors import UsageError
+from lightning_app.results.files import check_writable
 from lightning_app.run.quiet import quiet
 from lightning_app.run.trained_run import TrainedRun
 
@@ -120,6 +121,7 @@ def main(argv: list[str]) -> int:
     check_ending(target)
     if target.exists() and not options.overwrite:
         raise UsageError(f"--output {target} is there already. Name another file, or --overwrite it.")
+    check_writable(target)
     table = read_user_table(source)
     with quiet():
         run = TrainedRun(Path(options.ckpt))

@@ -47,9 +47,9 @@ def check_ending(path: Path) -> None:
 
 
 def _format(path: Path) -> tuple[str, Callable[[pa.Table, Path], None]]:
-    if path.suffix not in FORMATS:
-        raise UsageError(f"{path} should be a table, but its name ends in none of {', '.join(FORMATS)}.")
-    return FORMATS[path.suffix]
+    if path.suffix not in TABLE_FORMATS:
+        raise UsageError(f"{path} should be a table, but its name ends in none of {', '.join(TABLE_FORMATS)}.")
+    return TABLE_FORMATS[path.suffix]
 
 
 def _write_json_lines(table: pa.Table, path: Path) -> None:
@@ -59,7 +59,7 @@ def _write_json_lines(table: pa.Table, path: Path) -> None:
             file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 
 
-FORMATS: dict[str, tuple[str, Callable[[pa.Table, Path], None]]] = {
+TABLE_FORMATS: dict[str, tuple[str, Callable[[pa.Table, Path], None]]] = {
     ".csv": ("csv", pyarrow.csv.write_csv),
     ".jsonl": ("json", _write_json_lines),
     ".parquet": ("parquet", pyarrow.parquet.write_table),

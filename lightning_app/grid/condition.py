@@ -166,7 +166,7 @@ def run_condition(condition: Condition, caches: "Caches | None" = None, verbose:
     write_json(condition.folder / CONDITION_FILE, condition.record())
     with nullcontext() if verbose else quiet():
         resume = [f"--ckpt_path={last}"] if last else []
-        cli = InfluenceCLI(["fit", *command_line(condition), *resume], caches=caches)
+        cli = InfluenceCLI(["fit", "--overwrite", *command_line(condition), *resume], caches=caches)
         checkpoints = Path(cli.trainer.default_root_dir) / "checkpoints"
         best = checkpoints / "best.ckpt"
         cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=best, weights_only=True, verbose=False)

@@ -3,13 +3,14 @@
 import gc
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, cast
 
 from filelock import FileLock, Timeout
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 from tqdm.auto import tqdm
 
@@ -17,7 +18,7 @@ from lightning_app.errors import UsageError
 from lightning_app.grid.condition import CONDITION_FILE, Condition, command_line
 from lightning_app.grid.schedule import Plan, Workers, passes_of, run_all, tokens_of
 from lightning_app.grid.workers import InProcess, Processes, call_in_process, devices_of
-from lightning_app.results.files import METRICS_FILE, check_name, read_json
+from lightning_app.results.files import METRICS_FILE, check_name, make_folder, read_json
 from lightning_app.results.identity import Arm
 from lightning_app.results.settings import describe_difference
 from lightning_app.run.configs import (
@@ -29,6 +30,8 @@ from lightning_app.run.configs import (
     find_configs,
     find_datasets,
 )
+from lightning_app.run.messages import explain
+from lightning_app.run.overwrite import is_complete
 from lightning_app.run.quiet import quiet
 
 QUICK_SIZE = 50
@@ -45,6 +48,7 @@ def build_parser() -> ArgumentParser:
         "condition that fails does not stop the others; arms that others start from are added.",
         default_config_files=[str(configs_folder() / "experiment.yaml")],
         exit_on_error=False,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("-c", "--config", action=ActionConfigFile, help="YAML file with any of these options.")
@@ -105,7 +109,11 @@ def build_parser() -> ArgumentParser:
 
 def parse_options(argv: list[str]) -> Namespace:
     """Parse the options of the command line, in which the values of a list are separated by spaces."""
-    options = build_parser().parse_args(find_configs(_join_lists(argv)))
+    parser = build_parser()
+    try:
+        options = parser.parse_args(find_configs(_join_lists(argv)))
+    except ArgumentError as error:
+        raise UsageError(explain(str(error), vars(parser.get_defaults().as_flat()))) from error
     for key in ("outputs", "backbone"):
         if options[key] is None:
             raise UsageError(f"--{key} is null, but must have a value. Leave it out for its default.")
@@ -161,16 +169,20 @@ def build_conditions(options: Namespace, folder: Path) -> list[Condition]:
     for key in ("datasets", "arms", "seeds"):
         if not getattr(options, key):
             raise UsageError(f"--{key} is empty: give at least one value.")
+        if repeated := [value for value, times in Counter(getattr(options, key)).items() if times > 1]:
+            raise UsageError(f"--{key} has {repeated[0]} more than once. Give each value once.")
     datasets, arms = find_datasets(options.datasets), find_arms(options.arms)
     for arm, assignment in map(_split_assignment, options.set):
         if arm and arm not in arms:
             choose_arm(arm)
         if PLACING.match(assignment):
-            raise UsageError(f"--set {assignment}: an experiment sets this itself, by --datasets, --arms and --seeds.")
+            raise UsageError(
+                f"--set {assignment}: an experiment has --datasets, --arms, --seeds, --outputs and --name for this."
+            )
     return [
         _condition(options, folder, dataset, arm, seed)
         for dataset in datasets.values()
-        for seed in dict.fromkeys(options.seeds)
+        for seed in options.seeds
         for arm in arms.values()
     ]
 
@@ -220,7 +232,8 @@ def check_settings(conditions: list[Condition]) -> None:
     """
     for condition in conditions:
         made = condition.made_under()
-        if condition.is_complete and made["digest"] != condition.digest():
+        fitted_alone = made["digest"] is None and is_complete("fit", condition.folder)
+        if (condition.is_complete or fitted_alone) and made["digest"] != condition.digest():
             raise UsageError(
                 f"{condition.folder} is complete, but was made under other settings: {_difference(made, condition)}. "
                 "Give this experiment another --name, or --overwrite what is there."
@@ -341,7 +354,7 @@ def main(argv: list[str], report: Callable[[Path], str]) -> int:
     options = parse_options(argv)
     check_engine(options)
     folder = experiment_folder(options)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     try:
         with FileLock(folder / ".lock", timeout=0):
             return _run(options, folder, report)
@@ -356,7 +369,7 @@ def _run(options: Namespace, folder: Path, report: Callable[[Path], str]) -> int
     if options.storage:
         from lightning_app.grid.cluster import Storage
 
-        Storage(options.storage).fetch(folder.name, folder)  # results that this machine does not have yet
+        Storage(options.storage).fetch(folder.name, folder, keep_complete=True)  # results that this machine lacks
     if not options.overwrite:
         check_settings(conditions)
     todo = [condition for condition in conditions if options.overwrite or not condition.is_complete]

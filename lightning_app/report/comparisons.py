@@ -1,4 +1,4 @@
-"""The comparisons of an experiment's arms: which are possible, which give a verdict, and what others lack for one."""
+"""Comparisons of the arms of an experiment, their verdicts, and what is missing for the other verdicts."""
 
 import shlex
 from dataclasses import dataclass
@@ -120,7 +120,7 @@ def make_command(
 
 
 def _settings(made: list[tuple[str, dict[str, Any]]], quick: bool) -> list[str]:
-    """What `--set` had changed: for all arms, or else for the first one, which is the baseline where there is one."""
+    """What `--set` had changed: for all arms, or only for the first one, which is the baseline if there is one."""
     first, *others = [_overrides(record) for _, record in made]
     words = [word if all(word in other for other in others) else f"{made[0][0]}:{word}" for word in first]
     return [word for word in words if not (quick and word.partition("=")[0].endswith("_size"))]

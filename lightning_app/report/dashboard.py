@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lightning_app.report.page import Page
     from lightning_app.report.sections import Study
 
-FOLDER = "dashboard"
+DASHBOARD_FOLDER = "dashboard"
 
 
 class Chart(NamedTuple):
@@ -44,7 +44,7 @@ def write_dashboard(study: "Study", page: "Page") -> Path:
     Returns:
         The folder of the runs: one per arm, and `overview` with the text cards and the layout of the custom pages.
     """
-    folder = own_folder(study.folder / FOLDER)
+    folder = own_folder(study.folder / DASHBOARD_FOLDER)
     shutil.rmtree(folder, ignore_errors=True)
     for arm, results in study.results.groupby("arm", sort=False):
         with _writer(folder / safe_tag(arm)) as writer:

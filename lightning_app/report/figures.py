@@ -68,7 +68,7 @@ def _rows_of(axis: Axes, names: Sequence[str]) -> None:
 
 
 def draw_scores(summary: pd.DataFrame, looks: Looks, baseline: str | None) -> Figure:
-    """The metrics: one row per arm, one column per dataset, with intervals over seeds; dotted the baseline's."""
+    """The metrics with intervals over seeds: one row per arm, one column per dataset; the baseline is dotted."""
     datasets, arms = distinct(summary["dataset"]), distinct(summary["arm"])
     metrics = [metric for metric in METRICS.values() if metric.in_figures]
     size = (1.8 + 2.2 * max(len(datasets), 2), (1 + 0.38 * len(arms) + 0.6) * len(metrics) / 2)
@@ -192,7 +192,7 @@ def _symmetric_ticks(threshold: float, largest: float) -> list[float]:
 
 
 def _lines(points: pd.DataFrame, dataset: str) -> Iterable[tuple[str, dict[str, Any], pd.DataFrame]]:
-    """Of each line of a dataset the tail, the style and the points by fraction."""
+    """The lines of a dataset, each as its tail, style and points by fraction."""
     keys = ["arm", "seed", "tail", "score"]
     for (arm, _, tail, score), group in points[points["dataset"] == dataset].groupby(keys, sort=False):
         yield tail, _line_style(points, arm, score), group.sort_values("fraction")
@@ -225,7 +225,7 @@ def _tail_legend(figure: Figure, points: pd.DataFrame) -> None:
 
 
 def draw_fractions(points: pd.DataFrame) -> Figure:
-    """The metrics on dev against the fraction masked; dotted without a mask."""
+    """The metrics on dev against the fraction masked. The dotted line is the model without a mask."""
     datasets, metrics = distinct(points["dataset"]), [metric for metric in METRICS.values() if metric.in_sweeps]
     size = (max(0.6 + 2.7 * len(datasets), 5), 2.3 * len(metrics))
     figure, axes = panels(len(metrics), len(datasets), *size, sharex=True)
@@ -333,7 +333,7 @@ def draw_curves(curves: pd.DataFrame, looks: Looks) -> Figure:
         line[0].set_ylabel(title)
     for top, bottom, dataset in zip(axes[0], axes[1], datasets, strict=True):
         top.set_title(escape_dollars(dataset))
-        bottom.set_xlabel("optimisation steps")
+        bottom.set_xlabel("optimization steps")
         _log_axis(bottom)
     _legend(figure, arms, looks, lines=True, handlelength=4)
     return figure

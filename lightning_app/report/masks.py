@@ -22,7 +22,7 @@ def find_masks(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def informed(results: pd.DataFrame) -> pd.DataFrame:
-    """The conditions that a study of masks is about: of arms with a control, or else of all arms that mask."""
+    """The conditions whose masks are compared over seeds: of arms with a control, else of all arms that mask."""
     with_control = results[results["control"].notna()]
     return with_control if len(with_control) else results[results["role"] == "mask"]
 

@@ -15,12 +15,12 @@ from lightning_app.results import markdown
 from lightning_app.results.files import own_folder, write_bytes, write_text
 
 LONG = 30
-"""Rows from which on a table is folded away in HTML, and may break over pages in LaTeX."""
+"""A table with more rows is folded away in HTML, and may break over pages in LaTeX."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table: `shown` in words on the page and in LaTeX, `numbers` as CSV (what is shown, if there are none)."""
+    """A table: `shown` is text for the page and LaTeX, `numbers` is for the CSV file (`shown` if it is None)."""
 
     name: str
     caption: str
@@ -29,11 +29,11 @@ class Table:
 
     @property
     def is_long(self) -> bool:
-        """Whether it is better folded away."""
+        """Whether it is folded away."""
         return len(self.shown) > LONG
 
     def is_number(self, column: str) -> bool:
-        """Whether a column is set flush right: all that is in it begins like a number."""
+        """Whether a column is aligned right: all its cells begin like numbers."""
         cells = [str(cell) for cell in self.shown[column] if str(cell)]
         return all(re.match(r"[<+\-]? ?\d", cell) for cell in cells)
 
@@ -56,7 +56,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it, in this order. Text between backticks is code."""
+    """A heading, and below it notes, tables and pictures. Text between backticks is code."""
 
     title: str
     notes: list[str] = field(default_factory=list)
@@ -95,9 +95,9 @@ def _write_table(folder: Path, table: Table) -> None:
 
 
 def no_formula(cell: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula: a text that begins like one gets an apostrophe in front.
+    """A cell that a spreadsheet does not read as a formula: text that begins like one gets an apostrophe in front.
 
-    Numbers in words (`+0.5 (-0.1 to +1.1)`) stay: they could call nothing. See
+    Formatted numbers (`+0.5 (-0.1 to +1.1)`) stay as they are: they cannot call anything. See
     https://owasp.org/www-community/attacks/CSV_Injection
     """
     begins = isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r"))
@@ -107,7 +107,7 @@ def no_formula(cell: Any) -> Any:
 def _write_picture(folder: Path, picture: Picture) -> Markup:
     """Writes the files; returns the picture as an element of a page."""
     picture.figure.draw_without_rendering()
-    picture.figure.set_layout_engine("none")  # it is laid out: the three files need not do it again
+    picture.figure.set_layout_engine("none")  # the layout is done, and is the same for the three files
     files = {kind: picture.encode(kind) for kind in ("svg", "pdf", "png")}
     for kind, content in files.items():
         write_bytes(folder / f"{picture.name}.{kind}", content)

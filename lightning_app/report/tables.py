@@ -32,7 +32,7 @@ def summarize(results: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns `dataset`, `arm`, `seeds`; `<metric>` and `<metric>_half` for the metrics of the tables and figures, the
-        half width from Student's t over the seeds (NaN with one seed); and the means of what else a condition records.
+        half width from Student's t over the seeds (NaN with one seed); and the means of other recorded numbers.
     """
     rows = []
     for (dataset, arm), group in results.reindex(columns=[*results, *set(RECORDED) - {*results}]).groupby(

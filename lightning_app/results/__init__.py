@@ -1,1 +1,1 @@
-"""What a run left: files, records, statistics."""
+"""The results of runs: metrics, records, predictions, statistics and verdicts."""

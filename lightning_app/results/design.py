@@ -14,8 +14,8 @@ class Design:
     """The comparisons of a study.
 
     Attributes:
-        baseline: The arm that others start from; None where there is none.
-        references: For each other arm, the arm that it is compared with: the one it starts from, or else the baseline.
+        baseline: The arm that others start from; None if there is none.
+        references: For each other arm, the arm that it is compared with: the one it starts from, or the baseline.
         controls: For each arm that has a control, the control: these arms get a verdict.
     """
 
@@ -39,7 +39,7 @@ class Design:
 
     @property
     def declared(self) -> list[Pair]:
-        """The comparisons that verdicts stand on: of each arm that has a control, with its reference and with that.
+        """The comparisons that verdicts are based on: each arm that has a control, with its reference and its control.
 
         Holm's correction is taken over all of them in every dataset of the study; every other comparison is
         exploratory.

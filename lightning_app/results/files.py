@@ -1,5 +1,6 @@
-"""Files of results: named safely, written whole or not at all, and read strictly."""
+"""Files of results: named safely, written atomically and read strictly."""
 
+import errno
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ FIT_FILE, METRICS_FILE = "fit.json", "metrics.json"
 PREDICTIONS_FILE, MASK_FILE, SWEEP_FILE = "predictions.parquet", "mask.safetensors", "sweep.json"
 
 RERUN = "Run the condition again with --overwrite."
-"""The advice where a file that a run wrote is damaged or missing."""
+"""Advice for a damaged or missing file that a run wrote."""
 
 
 def check_name(what: str, name: str | None) -> str:
@@ -49,8 +50,20 @@ def own_folder(path: Path) -> Path:
     """
     if path.is_symlink():
         raise UsageError(f"{path} is a symbolic link, so a report cannot be written there. Rename it.")
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     return path
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it, unless they exist.
+
+    Raises:
+        OSError: If it cannot be made; it names the folder.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # raised by /proc even if the folder above exists
+        raise PermissionError(errno.EACCES, "No folder can be made here", str(path)) from error
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -88,7 +101,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # a random name: no link can be waiting under it
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
@@ -99,6 +112,21 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Checks that a file can be written, by making and removing another one in the same folder.
+
+    Raises:
+        OSError: If nothing can be written; it names the file.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        make_folder(path.parent)
+        temporary.touch()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    temporary.unlink()
 
 
 @contextmanager
@@ -123,7 +151,10 @@ def new_folder(path: Path, overwrite: bool, known_by: str) -> Iterator[Path]:
                 "folder."
             )
     temporary, before = (path.with_name(f".{path.name}.{uuid.uuid4().hex}.{end}") for end in ("tmp", "old"))
-    temporary.mkdir(parents=True)
+    try:
+        make_folder(temporary)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     try:
         yield temporary
         if path.exists():
@@ -139,7 +170,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no file.
-        UsageError: If the file holds something else.
+        UsageError: If it is not a file that holds a JSON object.
     """
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} is not a file. {RERUN}")

@@ -51,7 +51,7 @@ def row_ece(labels: np.ndarray, log_probabilities: np.ndarray) -> np.ndarray:
 
 
 def jackknife(rows: np.ndarray, measure: Callable[[np.ndarray], float]) -> np.ndarray:
-    """Values for a metric whose influence function is unknown, by leaving out one group of rows after the other.
+    """Values for a metric whose influence function is unknown, by leaving out one group of rows at a time.
 
     A row's group depends on its id alone, so that two conditions with the same rows have the same groups and the
     difference of their values is that of a jackknife of the difference.

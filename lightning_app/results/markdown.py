@@ -12,7 +12,7 @@ ESCAPES = {"&": "&amp;", "<": "&lt;", "|": "\\|", "](": "]\\(", "][": "]\\["}
 def escape(text: str) -> str:
     """Text on one line, in which nothing is taken for HTML, a link, a picture or the end of a cell."""
     one_line = "".join(letter if letter.isprintable() else " " for letter in text)
-    return re.sub(r"[&<|]|\][(\[]", lambda found: ESCAPES[found[0]], one_line)
+    return re.sub(r"[&<|]|\][(\[]", lambda match: ESCAPES[match[0]], one_line)
 
 
 def table(rows: pd.DataFrame) -> str:

@@ -1,6 +1,6 @@
-"""The registry of metrics: records, statistics, tables, figures, dashboards and cards read it, and nothing else.
+"""The registry of metrics, which records, statistics, tables, figures, dashboards and cards iterate over.
 
-Metrics are computed here alone, from predictions. torch is imported where it is used: the process that starts others
+Metrics are computed only here, from predictions. torch is imported where it is used: the process that starts others
 reads records, but must not load it.
 """
 
@@ -177,7 +177,7 @@ METRICS: dict[str, Metric] = {
     )
 }
 HEADLINE = "accuracy"
-"""The metric that verdicts, early stopping and most figures stand on."""
+"""The metric of verdicts, early stopping and most figures."""
 
 
 def compute_metrics(labels: "Tensor", logits: "Tensor") -> dict[str, float]:

@@ -67,8 +67,8 @@ def evaluate(
         recorded: Metrics that the predictions must give.
 
     Raises:
-        UsageError: If shapes disagree, there is no row or one twice, a label has no logit, the predictions do not give
-            the recorded metrics, or a logit is not finite.
+        UsageError: If shapes disagree, there are no rows or repeated ones, a label has no logit, the predictions do not
+            give the recorded metrics, or a logit is not finite.
     """
     where = f"{PREDICTIONS_FILE} of {dataset}/{arm}/seed{seed}"
     rows, labels, logits = _checked(where, *map(np.asarray, (rows, labels, logits)))
@@ -80,7 +80,7 @@ def evaluate(
             f"{where}: {len(bad)} of {len(rows)} rows have a logit that is NaN or infinite, the first is row "
             f"{rows[bad[0]]}. The model diverged: lower its learning rate, or leave the condition out."
         )
-    # one class after the other in memory: three times as fast
+    # one column per class in memory (Fortran order): three times as fast
     log_probabilities = log_softmax(np.asfortranarray(logits, np.float64), axis=1)
     values = {
         name: _row_values(metric, rows, labels, logits, log_probabilities).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The JSON files of a run: every field is checked as it is read, and named in the message where it is wrong."""
+"""The JSON files of a run: every field is checked when it is read, and an error names the wrong one."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,7 +43,7 @@ class Fit(TypedDict, total=False):
 
 
 class Masking(TypedDict, total=False):
-    """What a fit that made a mask leaves besides."""
+    """What a fit also leaves if it made a mask."""
 
     masked_parameters: Count
     candidate_parameters: Count
@@ -147,7 +147,7 @@ def read_metrics(file: Path) -> dict[str, Any]:
 
 
 def read_fit(file: Path) -> dict[str, Any]:
-    """What a fit left for its evaluation; empty where there was no fit.
+    """What a fit left for its evaluation; empty if there was no fit.
 
     Raises:
         UsageError: If a field is missing or wrong.

@@ -82,7 +82,7 @@ class Difference:
         p_value: Two-sided, that there is no difference: below `ALPHA` exactly where the interval leaves out 0.
         p_equivalence: That the difference is `EQUIVALENCE_MARGIN` or more, either way; see `tost`.
         smallest_detectable: See `smallest_detectable`.
-        declared: Whether a verdict stands on it; every other difference is exploratory.
+        declared: Whether a verdict is based on it; every other difference is exploratory.
         mcnemar: McNemar's exact p of each seed, where the metric is a proportion of the rows; empty otherwise.
         p_holm: `p_value` after Holm's correction over the declared differences; NaN for others.
         mcnemar_holm: `mcnemar` after Holm's correction over the seeds of the declared differences; empty for others.
@@ -121,7 +121,7 @@ def differences(
     """Compares arms in each dataset by a hierarchical bootstrap over seeds and rows.
 
     Rows are resampled once for all arms and seeds of a dataset, since all of them predict the same ones: a pair's
-    result does not depend on which other arms are there. See `standard_error` for the two levels.
+    result does not depend on the other arms. See `standard_error` for the two levels.
 
     Args:
         evaluations: Of any number of datasets; one dataset at a time bounds the memory.

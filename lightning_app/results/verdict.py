@@ -11,13 +11,13 @@ Outcome = Literal["helps", "hurts", "no difference", "cannot tell"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a dataset says of an arm.
+    """Whether an arm helps on a dataset, and why.
 
     Attributes:
         outcome: By the rule of `verdict`.
         reason: One plain sentence.
-        reference: The difference that it stands on from the arm that this one starts from, with `p_holm`.
-        control: The same from the control.
+        reference: The difference from the arm that this one starts from, with `p_holm`.
+        control: The difference from the control, with `p_holm`.
     """
 
     dataset: str

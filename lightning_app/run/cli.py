@@ -5,12 +5,12 @@ import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from filelock import FileLock, Timeout
 from jsonargparse import ArgumentError, Namespace
-from jsonargparse._util import import_object
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import XLAAccelerator
@@ -18,10 +18,11 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import distributed
 
 from datamodules import TextDataModule
 from lightning_app.errors import UsageError, chain_of_causes
-from lightning_app.results.files import check_name
+from lightning_app.results.files import check_name, make_folder
 from lightning_app.results.identity import Arm, Identity
 from lightning_app.results.metrics import HEADLINE, METRICS
 from lightning_app.run.checkpoints import AtomicCheckpointIO
@@ -33,7 +34,8 @@ from lightning_app.run.configs import (
     find_configs,
     read_config,
 )
-from lightning_app.run.messages import class_of, explain_unknown, explain_value, unknown_key
+from lightning_app.run.messages import class_of, explain, unknown_key
+from lightning_app.run.overwrite import check_overwrite
 from lightning_app.run.recorder import Recorder
 from modules import Caches, Classifier, StartError
 from modules.backbone import model_type, resolve_backbone
@@ -61,6 +63,7 @@ class SaveConfig(SaveConfigCallback):
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         config = self.config.clone()
+        config.overwrite = False  # the saved file must not replace complete results when it is run again
         config.trainer.default_root_dir = None  # derived from the names, also if the run is repeated elsewhere
         if stage == "fit":
             config.ckpt_path = None  # a repeated fit starts from the beginning
@@ -139,15 +142,13 @@ class InfluenceCLI(LightningCLI):
             raise UsageError(f"seed_everything is {seed!r}, but must be a whole number from 0 to 2**32 - 1.")
 
     def _explain(self, parser: LightningArgumentParser, message: str) -> str:
-        """The argument parser's message in one line, with the nearest keys that exist."""
-        key = unknown_key(message)
-        if key is None:
-            return explain_value(message)
+        """The argument parser's message in one line, with the nearest key that exists."""
         parsers = [parser, *getattr(self, "_subcommand_parsers", {}).values()]
         known = {name for each in parsers for name in vars(each.get_defaults().as_flat())}
-        if (path := class_of(message)) and (section := key.partition(".")[0]):
-            known |= {f"{section}.{name}" for name in option_names(import_object(path))}
-        return explain_unknown(key, sorted(known))
+        key, path = unknown_key(message), class_of(message)
+        if key and path:
+            known |= {f"{key.partition('.')[0]}.{name}" for name in option_names(import_class(path))}
+        return explain(message, sorted(known))
 
     def _parse_ckpt_path(self) -> None:
         """Takes nothing from a checkpoint: LightningCLI would let a checkpoint choose the class of the model."""
@@ -162,6 +163,11 @@ class InfluenceCLI(LightningCLI):
         stopping = {"monitor": f"val/{HEADLINE}", "mode": METRICS[HEADLINE].mode, "patience": 3}
         parser.set_defaults({f"early_stopping.{key}": value for key, value in stopping.items()})
         # jsonargparse replaces a linked value without a message, and leaves it out of a saved configuration
+        parser.add_argument(
+            "--overwrite",
+            action="store_true",
+            help="Replace complete results in the run's folder: those of fit by fit, metrics and predictions by all.",
+        )
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("model.init_args.backbone", "data.init_args.tokenizer", compute_fn=resolve_backbone)
@@ -201,6 +207,7 @@ class InfluenceCLI(LightningCLI):
         if hasattr(logger, "init_args") and "save_dir" in logger.init_args:
             logger.init_args.save_dir = str(run)
         if self.subcommand:
+            check_overwrite(self.subcommand, run, config.overwrite)
             if config.weights_only is False:
                 raise UsageError("weights_only is false, but nothing in a checkpoint is ever executed. Leave it out.")
             config.weights_only = True
@@ -250,7 +257,7 @@ class InfluenceCLI(LightningCLI):
         if subcommand != "fit" or not self.trainer.is_global_zero:
             return super()._run_subcommand(subcommand)
         run = Path(self.trainer.default_root_dir)
-        run.mkdir(parents=True, exist_ok=True)
+        make_folder(run)
         try:
             with FileLock(run / ".lock", timeout=0):
                 super()._run_subcommand(subcommand)
@@ -266,7 +273,7 @@ class InfluenceCLI(LightningCLI):
         shipped = {path.stem: read_config(path)["data"] for path in (configs_folder() / "data").glob("*.yaml")}
         known = shipped.get(dataset, {})
         known = known.get("init_args", {}) if known.get("class_path") == data.class_path else None
-        defaults = {key: argument.default for key, argument in _arguments(import_object(data.class_path)).items()}
+        defaults = {key: argument.default for key, argument in _arguments(import_class(data.class_path)).items()}
         defaults |= (known or {}) | {"cache_dir": str(Path(config.outputs) / "cache")}
         linked = ("seed", "tokenizer", "train_on")
         changed = {
@@ -299,7 +306,7 @@ def set_backbone_options(model: Namespace) -> None:
     """
     options = model.init_args
     family = backbone_options(model_type(options.backbone))
-    trains = options.get("tune", import_object(model.class_path).trains)
+    trains = options.get("tune", import_class(model.class_path).trains)
     fitting = {"learning_rate": family["learning_rates"].get(trains), "pooling": family.get("pooling")}
     for key, value in fitting.items():
         if key in options and options[key] is None:
@@ -332,6 +339,12 @@ def _arguments(kind: type) -> dict[str, inspect.Parameter]:
     return {name: item for signature in signatures for name, item in signature.parameters.items()}
 
 
+def import_class(path: str) -> Any:
+    """The class at a dotted path, which the argument parser has already imported."""
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
 def option_names(kind: type) -> Iterator[str]:
     """The options of a class as they are typed; those of an argument that is a dataclass follow its name and a dot."""
     named = {
@@ -350,7 +363,7 @@ def check_nulls(what: str, chosen: Namespace) -> None:
     Raises:
         UsageError: If an argument is null that must have a value.
     """
-    for name, argument in _arguments(import_object(chosen.class_path)).items():
+    for name, argument in _arguments(import_class(chosen.class_path)).items():
         is_null = name in chosen.init_args and chosen.init_args[name] is None
         if is_null and argument.default is not None and type(None) not in get_args(argument.annotation):
             raise UsageError(f"{what}.{name} is null, but must have a value. Leave it out for its default.")
@@ -369,7 +382,7 @@ class PrepareData(InfluenceCLI):
     def instantiate_classes(self) -> None:
         """Builds the datamodule alone."""
         data = self.config.data
-        self.datamodule = import_object(data.class_path)(**data.init_args)
+        self.datamodule = import_class(data.class_path)(**data.init_args)
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
 
@@ -377,4 +390,6 @@ class PrepareData(InfluenceCLI):
 def main(argv: list[str]) -> int:
     """Runs one command of LightningCLI; `argv` begins with the command."""
     InfluenceCLI(argv)
+    if distributed.is_initialized():
+        distributed.destroy_process_group()  # threads of gloo that live on may abort the end of the interpreter
     return 0

@@ -4,7 +4,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from lightning_app.errors import UsageError
 from lightning_app.results.files import check_name
 from lightning_app.results.identity import Arm
 from lightning_app.results.settings import merge_settings
+from lightning_app.run.messages import explain
 
 OPTIONS = {"data": "datasets"}
 """Options of `influence experiment` that have another name than the folder of their files."""
@@ -138,7 +139,8 @@ def choose_arm(typed: str) -> Choice:
         block = {key: item for block in blocks for key, item in block.items()}
         arm = Arm(**parser.parse_object({"arm": named | block}).arm.as_dict())
     except ArgumentError as error:
-        raise UsageError(f"{files[0]} does not describe an arm: {' '.join(str(error).split())}") from error
+        reason = explain(str(error), [f"arm.{field.name}" for field in fields(Arm)])
+        raise UsageError(f"{files[0]} does not describe an arm: {reason}") from error
     return Choice(typed, check_name(f"arm in {files[0]}", arm.label), tuple(files), arm)
 
 

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-UNKNOWN = re.compile(
+UNKNOWN_KEY = re.compile(
     r"Group '(?P<group>[^']+)' does not accept option '(?P<member>[^']+)'"
     r"|[Oo]ption '(?P<option>[^']+)'(?: is not accepted)?"
     r"|unrecognized arguments: (?:--)?(?P<word>[^\s=]+)"
@@ -28,9 +28,15 @@ KINDS = {
 """Types as a user reads them."""
 
 
+def explain(message: str, known: Iterable[str]) -> str:
+    """An error of the argument parser in one line, with the nearest of the keys that exist."""
+    key = unknown_key(message)
+    return explain_value(message) if key is None else explain_unknown(key, known)
+
+
 def unknown_key(message: str) -> str | None:
     """The dotted key that an error of the argument parser does not know, or None if it is about something else."""
-    if not (found := UNKNOWN.search(message)):
+    if not (found := UNKNOWN_KEY.search(message)):
         return None
     name = found["option"] or found["word"] or f"{found['group']}.{found['member']}"
     section = KEY.search(message)
@@ -64,7 +70,8 @@ def explain_value(message: str) -> str:
         return f"{key} cannot be {found['path']}: {found['cause']}"
     value, kinds = VALUE.search(detail), list(dict.fromkeys(map(_kind, POSSIBLE.findall(detail))))
     if value and kinds:
-        return f"{key} is {value[1]!r}, but must be {' or '.join(kinds)}."
+        shown = "null" if value[1] == "None" else repr(value[1])
+        return f"{key} is {shown}, but must be {' or '.join(kinds)}."
     return f"{key}: {' '.join(detail.partition(':')[2].split())}"
 
 

@@ -38,7 +38,7 @@ class MetricLogger(Callback):
     """Logs the registry's metrics of every evaluation: as `val/<name>` in a fit, as `eval/<name>` otherwise.
 
     Callbacks come before the module at the end of an epoch, and early stopping and checkpoints act after it, in
-    `on_validation_end` (`EvaluationLoop.on_run_end`): there they find what was logged here.
+    `on_validation_end` (`EvaluationLoop.on_run_end`): by then these metrics are logged.
 
     Attributes:
         columns: `row`, `labels` and `logits` of the last evaluation, of all processes, on the CPU.
@@ -108,13 +108,13 @@ class Recorder(MetricLogger):
         reset_peak_memory(trainer.strategy.root_device)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock of the training; what came before is set-up, a mask's gradient included."""
+        """Starts the clock of the training; set-up, with the gradient of a mask, comes before."""
         self._started["train"] = perf_counter()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the mask and what is known of the training."""
         now, folder = perf_counter(), Path(trainer.default_root_dir)
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or cast(Any, trainer).fast_dev_run:
             return
         record: dict[str, Any] = {
             "trainable_parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
@@ -141,7 +141,7 @@ class Recorder(MetricLogger):
     on_test_end = on_validation_end
 
     def _names(self, pl_module: LightningModule) -> dict[str, Any]:
-        """What tells one condition from another, as the user called it."""
+        """The names and the kind of the condition, as the user gave them."""
         identity = cast(Identity, self.identity)
         arm = identity.arm
         return {

@@ -8,7 +8,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning_app.errors import UsageError
 from lightning_app.run.cli import InfluenceCLI
 from lightning_app.run.configs import read_config
-from modules.checkpoints import read_checkpoint
+from modules.checkpoints import read_checkpoint, wrong_kind
 
 
 class TrainedRun(InfluenceCLI):
@@ -28,6 +28,8 @@ class TrainedRun(InfluenceCLI):
 
     def __init__(self, checkpoint: Path) -> None:
         if not zipfile.is_zipfile(checkpoint):
+            if other := wrong_kind(checkpoint):
+                raise UsageError(f"--ckpt {other}")
             found = "is damaged or something else" if checkpoint.exists() else "is not there"
             raise UsageError(
                 f"--ckpt {checkpoint} should be a checkpoint, but {found}. A run leaves "

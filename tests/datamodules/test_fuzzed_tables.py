@@ -48,6 +48,14 @@ def numbered(rows):
     return [(text, NAMES.index(label) if label else -1) for text, label in rows]
 
 
+def is_utf_8(content):
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def as_csv(rows, ending="\r\n", **options):
     file = io.StringIO(newline="")
     csv.writer(file, lineterminator=ending, **options).writerows([("text", "label"), *rows])
@@ -94,7 +102,9 @@ def test_another_encoding_is_refused_unless_its_bytes_are_utf_8(path, rows, enco
     try:
         found = load(path, "json" if as_json else "csv")
     except DataError as err:
-        assert any(word in str(err) for word in ("is not UTF-8", "UTF-16", "UTF-32", "has labels ['?']")), err
+        wide = encoding.startswith("utf")
+        named = any(word in str(err) for word in ("UTF-16", "UTF-32") if wide) or "is not UTF-8" in str(err)
+        assert named or (not wide and is_utf_8(content)), err  # Shift JIS writes a yen sign as a backslash
     else:
         assert not encoding.startswith("utf")
         written = [tuple(part.encode(encoding, "replace").decode() for part in row) for row in rows]

@@ -16,7 +16,7 @@ DEAD = "http://127.0.0.1:9"
 LOAD = """
 import json, sys, time
 import datamodules
-from datamodules.overlap import Overlap
+from datamodules.overlap import TextOverlap
 
 class Unknown(datamodules.HubDataModule):
     name, path, label_names, eval_split_name = "unknown", "nobody/nothing", ("a", "b"), "test"
@@ -28,7 +28,7 @@ def padding(loader):
 def overlaps(module):
     # rows of head_init and train that contain, or lie within, a row of dev
     rows = module._load_splits().to_pylist()
-    dev = Overlap(row["text"] for row in rows if row["split"] == "dev")
+    dev = TextOverlap(row["text"] for row in rows if row["split"] == "dev")
     return sum(row["text"] in dev for row in rows if row["split"] in ("head_init", "train"))
 
 def describe(module):

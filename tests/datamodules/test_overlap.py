@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.overlap import Overlap, split_words
+from datamodules.overlap import TextOverlap, split_words
 
 TEXTS = st.lists(st.sampled_from(["a", "A.", "b", "(b)", "c", "--", "..."]), max_size=8).map(" ".join)
 
@@ -23,7 +23,7 @@ def _lies_in(short, long):
 @settings(max_examples=1000, deadline=None, derandomize=True)
 @given(st.lists(TEXTS, max_size=5), TEXTS)
 def test_the_index_finds_what_a_comparison_of_all_pairs_finds(texts, text):
-    assert (text in Overlap(texts)) == overlap_by_all_pairs(text, list(map(split_words, texts)))
+    assert (text in TextOverlap(texts)) == overlap_by_all_pairs(text, list(map(split_words, texts)))
 
 
 @pytest.mark.parametrize(
@@ -44,14 +44,14 @@ def test_the_index_finds_what_a_comparison_of_all_pairs_finds(texts, text):
 )
 def test_whole_words_count_without_case_and_punctuation(text, found):
     dev = ["This is a gorgeous , witty film about love .", "loved", "a gorgeous film", "...", "about love"]
-    assert (text in Overlap(dev)) == found
+    assert (text in TextOverlap(dev)) == found
 
 
 def test_a_look_up_does_not_take_longer_with_more_texts():
     """Sixty thousand phrases against five hundred sentences: all pairs would be thirty million comparisons."""
     sentences = [" ".join(f"w{(sentence * 31 + place) % 4001}" for place in range(20)) for sentence in range(500)]
     phrases = [" ".join(f"w{(phrase * 17 + place) % 4001}" for place in range(9)) for phrase in range(60_000)]
-    overlap = Overlap(sentences)
+    overlap = TextOverlap(sentences)
     start = perf_counter()
     assert 0 < sum(phrase in overlap for phrase in phrases) < 60_000
     assert perf_counter() - start < 60

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from datamodules import DataError
 from datamodules.cache import text_digest
 from datamodules.keys import loose_key, strict_key
-from datamodules.overlap import Overlap
+from datamodules.overlap import TextOverlap
 from datamodules.splits import SplitSizes, allocate, draw_splits
 
 NAMES = ("no", "yes", "maybe")
@@ -56,7 +56,7 @@ def test_the_loose_key_folds_case_and_compatibility_forms():
 def test_the_strict_key_ignores_case_white_space_and_unicode_form_alone(text, form):
     assert strict_key(strict_key(text).decode()) == strict_key(text)
     assert strict_key(f"\n{unicodedata.normalize(form, text)}\t ") == strict_key(text)
-    assert strict_key(text.casefold()) == strict_key(text)
+    assert strict_key(unicodedata.normalize("NFD", text).casefold()) == strict_key(text)
     assert strict_key(text) or not text.strip()
 
 
@@ -177,7 +177,7 @@ def test_no_training_row_overlaps_with_dev_and_dev_is_drawn_first(phrases, head_
     except DataError as err:
         assert "usable ones are found" in str(err)
         return
-    overlap = Overlap(phrases[row] for row in drawn["dev"])
+    overlap = TextOverlap(phrases[row] for row in drawn["dev"])
     assert not [row for row in drawn["head_init"] + drawn["train"] if phrases[row] in overlap]
     smaller = draw(pool, (["eval"], [0]), SplitSizes(2, 2, dev), names=("no", "yes"))
     assert smaller["dev"] == drawn["dev"]
@@ -191,7 +191,7 @@ def test_rows_that_are_passed_over_are_counted():
     dev = [texts[row] for row in draw((texts, pool[1]), held_out)["dev"]]
     phrases = [" ".join(text.split()[1:5]) for text in dev]  # such as `number 7 of a`
     drawn = draw_splits(texts + phrases, pool[1] + [0] * 20, *held_out, SplitSizes(20, 200, 20), 0, NAMES)
-    dev = Overlap((texts + phrases)[row] for row in drawn.rows["dev"])
+    dev = TextOverlap((texts + phrases)[row] for row in drawn.rows["dev"])
     assert 0 < drawn.left_out["drawn but overlapping with a dev row"] <= sum(text in dev for text in texts + phrases)
 
 

@@ -36,15 +36,25 @@ def assert_equal_results(folder: Path, study: Path) -> None:
 def children_of(pid: int) -> list[int]:
     """Processes that run conditions: not the one with which Python tracks semaphores."""
     children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [child for child in children if b"spawn_main" in command_of(child)]
 
 
-def begin(words: list[str], cwd: Path, conditions: int) -> subprocess.Popen[str]:
-    """Starts an experiment, and returns when so many of its conditions have begun."""
+def command_of(pid: int) -> bytes:
+    """The command line of a process; empty if it has just ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def begin(words: list[str], cwd: Path, conditions: int, processes: int = 0) -> subprocess.Popen[str]:
+    """Starts an experiment, and returns when so many of its conditions and processes have begun."""
     command = [sys.executable, "-m", "lightning_app", *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    run = subprocess.Popen(command, cwd=cwd, env=environment(), text=True, **pipes)
-    while run.poll() is None and len(list(cwd.rglob("condition.json"))) < conditions:
+    run = subprocess.Popen(command, cwd=cwd, env=environment(), text=True, start_new_session=True, **pipes)
+    while run.poll() is None and (
+        len(list(cwd.rglob("condition.json"))) < conditions or len(children_of(run.pid)) < processes
+    ):
         time.sleep(0.02)
     return run
 
@@ -76,9 +86,8 @@ def test_a_process_that_dies_costs_its_condition_alone_and_none_outlives_the_exp
     assert len(working) == 2
     run.kill()
     run.communicate()
-    for _ in range(500):
-        if not any(map(is_alive, working)):
-            break
+    deadline = time.monotonic() + 60
+    while any(map(is_alive, working)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not any(map(is_alive, working))
 
@@ -94,6 +103,28 @@ def test_a_process_that_dies_costs_its_condition_alone_and_none_outlives_the_exp
     done = run_influence(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert_equal_results(folder, study)
+
+
+@pytest.mark.parametrize(("conditions", "number"), [(0, signal.SIGINT), (3, signal.SIGTERM)])
+def test_a_signal_while_processes_begin_or_train_ends_all_and_the_same_command_resumes(
+    conditions, number, study, words, tmp_path
+):
+    """Ctrl-C reaches all processes of a terminal, the first one alone answers."""
+    run = begin(words, tmp_path, conditions, processes=2)
+    working = children_of(run.pid)
+    os.killpg(run.pid, number) if number == signal.SIGINT else run.send_signal(number)
+    _, errors = run.communicate(timeout=300)
+    assert run.returncode == 128 + number
+    assert errors == (
+        f"influence experiment: stopped by {number.name}; nothing that was complete is lost. Run the same command to "
+        "resume.\n"
+    )
+    assert not any(map(is_alive, working))
+
+    done = run_influence(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert table_of(done.stdout) == table_of((study.parents[1] / "printed.txt").read_text())
+    assert_equal_results(tmp_path / "outputs" / study.name, study)
 
 
 def test_more_devices_than_there_are_are_refused(study_words, tmp_path):

@@ -113,6 +113,47 @@ def test_a_folder_that_turns_read_only_keeps_its_results(small_disk, forks, word
     assert results_of(tmp_path) == whole
 
 
+PLACES = {"nowhere": "/proc/out", "a file": "taken", "a read-only disk": "outputs"}
+WRITERS = {
+    "experiment": ("--outputs={}", "or choose another folder by --outputs; the same command goes on"),
+    "fit": ("--outputs={}", "or choose another folder by --outputs."),
+    "predict": ("--output={}/labelled.csv", "or choose another file by --output."),
+    "export": ("--out={}/exported", "or choose another folder by --out."),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("command", WRITERS)
+def test_what_cannot_be_written_is_told_before_any_work_with_advice_for_the_command(
+    command, place, small_disk, forks, words, study, condition_words, tmp_path
+):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    (tmp_path / "taken").write_text("")
+    (tmp_path / "table.csv").write_text("text\nreturn the sum\n")
+    checkpoint = f"--ckpt={study / 'docstrings' / 'lora' / 'seed0' / 'checkpoints' / 'best.ckpt'}"
+    options = {
+        "experiment": words[1:],
+        "fit": condition_words("baseline", "mine"),
+        "predict": [checkpoint, "--input=table.csv"],
+        "export": [checkpoint],
+    }
+    option, advice = WRITERS[command]
+    refused = forks.run(command, *options[command], option.format(PLACES[place]), cwd=tmp_path)
+    assert refused.returncode == 2, refused.stderr
+    told = refused.stderr.splitlines()[-1]
+    assert told.startswith(f"influence {command}: error: [Errno ")
+    assert PLACES[place] in told
+    assert f"Make it writable, {advice}" in told
+    assert (tmp_path / "taken").read_text() == ""
+
+
+@pytest.mark.parametrize(("option", "value"), [("datasets", "docstrings"), ("arms", "lora"), ("seeds", "0")])
+def test_a_value_that_is_given_twice_is_refused(option, value, forks, words, tmp_path):
+    refused = forks.run(*words, f"--{option}", value, value, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert f"--{option} has {value} more than once: give each value once." in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("error", "found"),
     [

@@ -75,7 +75,9 @@ def words(tiny_qwen: str) -> list[str]:
 
 ARMS = ["--arms", "baseline", "influence+all"]
 STEP = f"{CLASSIFIER}.optimizer_step"
-STOPPED = "influence experiment: stopped by SIGTERM; nothing that was complete is lost\n"
+STOPPED = (
+    "influence experiment: stopped by SIGTERM; nothing that was complete is lost. Run the same command to resume.\n"
+)
 LORA = ["lora:model.dropout=0.5", "--arms", "baseline", "lora"]
 
 
@@ -137,7 +139,8 @@ def test_sigterm_saves_after_the_batch_and_the_same_command_ends_with_the_same_r
 ):
     stopped = forks.run(*words, *arms, cwd=tmp_path, faults=[at(STEP, batch, of, "SIGTERM")])
     assert stopped.returncode == 128 + signal.SIGTERM
-    assert stopped.stderr == STOPPED
+    assert stopped.stderr.endswith(STOPPED)
+    assert "Traceback" not in stopped.stderr
     (last,) = tmp_path.rglob("last.ckpt")
     assert torch.load(last, weights_only=True)["global_step"] == batch
     again = forks.run(*words, *arms, cwd=tmp_path, faults=[NO_REPORT])
@@ -151,7 +154,8 @@ def test_a_second_sigterm_does_not_wait_and_leaves_the_checkpoint_of_the_last_wh
 ):
     twice = [at(STEP, 5, "Influence", "SIGTERM"), at("torch:save", 2, f"{TUNED}/checkpoints/.last", "SIGTERM")]
     stopped = forks.run(*words, *ARMS, cwd=tmp_path, faults=twice)
-    assert (stopped.returncode, stopped.stderr) == (128 + signal.SIGTERM, STOPPED)
+    assert stopped.returncode == 128 + signal.SIGTERM
+    assert stopped.stderr.endswith(STOPPED)
     (last,) = tmp_path.rglob("*last.ckpt*")
     assert torch.load(last, weights_only=True)["global_step"] == 3
     assert forks.run(*words, *ARMS, cwd=tmp_path, faults=[NO_REPORT]).returncode == 0
@@ -161,7 +165,8 @@ def test_a_second_sigterm_does_not_wait_and_leaves_the_checkpoint_of_the_last_wh
 @pytest.mark.parametrize("moment", ["the gradient is taken", "influence+all is measured"])
 def test_outside_training_sigterm_ends_an_experiment_at_once(moment: str, forks, words, whole, tmp_path):
     stopped = forks.run(*words, *ARMS, cwd=tmp_path, faults=[MOMENTS[moment] | {"act": "SIGTERM"}])
-    assert (stopped.returncode, stopped.stderr) == (128 + signal.SIGTERM, STOPPED)
+    assert stopped.returncode == 128 + signal.SIGTERM
+    assert stopped.stderr.endswith(STOPPED)
     assert results_of(tmp_path).keys() == {"baseline"}
     assert forks.run(*words, *ARMS, cwd=tmp_path, faults=[NO_REPORT]).returncode == 0
     assert results_of(tmp_path) == {arm: whole[arm] for arm in ("baseline", "influence+all")}

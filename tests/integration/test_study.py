@@ -175,7 +175,9 @@ def test_the_saved_config_runs_again_as_it_is(arm, study, influence, tmp_path):
     shutil.copytree(study.parent, tmp_path / "outputs")
     run = tmp_path / "outputs" / "study-quick" / "docstrings" / arm / "seed0"
     shutil.rmtree(run / "checkpoints")
-    assert influence("fit", "-c", run / "config.yaml") == 0
+    assert influence("fit", "-c", run / "config.yaml") == 2  # what is complete stays
+    assert influence("fit", "-c", run / "config.yaml", "--overwrite") == 0
+    assert "overwrite: false" in (run / "config.yaml").read_text()
     assert not (run / "metrics.json").exists()  # what the earlier fit measured is gone
     assert influence("validate", "-c", run / "config.yaml") == 0
     assert (run / "validate.yaml").is_file()

@@ -27,3 +27,16 @@ def test_the_api_documentation_builds_without_a_warning(tmp_path):
     assert {"modules.html", "datamodules.html", "lightning_app/deploy/predict.html", "influence_masking.html"} <= pages
     page = (tmp_path / "influence_masking.html").read_text()
     assert re.search(r"<li><strong>fraction:</strong>", page)  # an argument of a Google docstring
+
+
+def test_every_test_that_the_table_of_faults_names_is_there():
+    """A name that ends in dots is the beginning of one, as `..._within_a_download` is its end."""
+    code = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
+    made = [name for text in code for name in re.findall(r"def (test_\w+)", text)]
+    rows = (ROOT / "docs" / "faults.md").read_text().splitlines()
+    cells = [row.split("|")[-2] for row in rows if row.startswith("|")]
+    named = [name for cell in cells for name in re.findall(r"`([\w.]+)`", cell) if "test_" in name or "..." in name]
+    assert len(named) > 20
+    for name in named:
+        pattern = re.compile(name.replace("...", r"\w+"))
+        assert any(map(pattern.fullmatch, made)), name

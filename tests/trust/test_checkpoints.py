@@ -121,8 +121,29 @@ def test_a_flipped_bit_in_the_weights_is_refused(changed, words, refused):
     assert f"the checksum of {largest.filename} is wrong" in refused("validate", *words("lora", f"--ckpt_path={path}"))
 
 
-def test_a_folder_in_the_place_of_a_checkpoint_is_refused(words, refused, tmp_path):
-    assert "it is not a file" in refused("validate", *words("lora", f"--ckpt_path={tmp_path}"))
+@pytest.mark.parametrize(("given", "what"), [("", "a folder"), ("start", "a baseline start"), ("mask", "a mask")])
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "export"])
+def test_what_is_given_instead_of_a_checkpoint_is_named(given, what, command, original, words, refused, tmp_path):
+    run = original / "docstrings" / ("baseline" if given == "start" else "influence") / "seed0"
+    path = run / f"{given}.safetensors" if given else run
+    (tmp_path / "table.csv").write_text("text\nfine\n")
+    options = {"predict": ["--input=table.csv", "--output=out.csv"], "export": ["--out=out"]}
+    if command in options:
+        told = refused(command, f"--ckpt={path}", *options[command])
+    else:
+        told = refused(command, *words("lora", f"--ckpt_path={path}"))
+    assert f"{path} is {what}. Give a checkpoint" in told
+    assert "checkpoints/best.ckpt" in told
+    assert "elete" not in told
+
+
+@pytest.mark.parametrize("given", ["", "checkpoints/best.ckpt", "mask.safetensors"])
+def test_what_is_given_instead_of_a_start_is_named(given, original, words, refused):
+    path = original / "docstrings" / "influence" / "seed0" / given
+    told = refused("fit", *words("lora", f"--model.start={path}"))
+    kinds = {"": "a folder", "mask.safetensors": "a mask"}
+    assert f"{path} is not a baseline start but {kinds.get(given, 'a checkpoint or another archive')}. Give the" in told
+    assert "elete" not in told
 
 
 def test_an_unchanged_checkpoint_gives_the_same_metrics(changed, original, words, influence, tmp_path):

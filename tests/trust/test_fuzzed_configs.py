@@ -130,7 +130,7 @@ def test_a_number_out_of_its_range_is_refused(offline, tiny_qwen, data):
         ({"data": None}, "required: fit.data"),
         ({"outputs": None}, "outputs is null"),
         ({"experiment": None}, "--experiment is None, but must be the name of a folder"),
-        ({"seed_everything": None}, 'Parser key "seed_everything"'),
+        ({"seed_everything": None}, "seed_everything is null, but must be "),
         ({"seed_everything": -1}, "seed_everything is -1"),
         ({"model": {"init_args": {"weight_decay": None}}}, "model.weight_decay is null"),
         ({"data": {"init_args": {"batch_size": None}}}, "data.batch_size is null"),

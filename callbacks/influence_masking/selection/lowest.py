@@ -54,6 +54,11 @@ class Weights:
     def __len__(self) -> int:
         return self.theta.numel()
 
+    def slices(self) -> Iterator[slice]:
+        """Yield slices of at most one `PIECE`."""
+        size = PIECE.get(self.theta.device.type, PIECE["cpu"])
+        return (slice(start, min(start + size, len(self))) for start in range(0, len(self), size))
+
 
 class Scores:
     """The scores of a `Weights`, computed on access; for the highest tail with their sign changed.
@@ -85,19 +90,13 @@ class Scores:
         return scores if self._sign == 1 else -scores
 
     def pieces(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the scores piece by piece, each with its slice, whose start is a multiple of 8."""
-        size = PIECE.get(self.weights.theta.device.type, PIECE["cpu"])
-        for start in range(0, len(self), size):
-            where = slice(start, min(start + size, len(self)))
-            yield where, self.at(where)
-
-    def checked_pieces(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield as `pieces` does; at the end raise a `MaskingError` if a score was NaN."""
+        """Yield the scores piece by piece, each with its slice; at the end raise a `MaskingError` if one was NaN."""
         total = torch.zeros((), device=self.weights.theta.device)
-        for where, scores in self.pieces():
+        for where in self.weights.slices():
+            scores = self.at(where)
             total += scores.sum()  # NaN if a score is, and much cheaper than `isnan`
             yield where, scores
-        if not total.isfinite() and any(scores.isnan().any() for _, scores in self.pieces()):
+        if not total.isfinite() and any(self.at(where).isnan().any() for where in self.weights.slices()):
             raise MaskingError(
                 f"The score {self._score} of {self.weights.name} is NaN for some weights. Check the weights and the "
                 "score."
@@ -176,19 +175,9 @@ def share_out(k: int, sizes: Sequence[int]) -> list[int]:
 
 
 def lowest(scores: Sequence[Scores], k: int, processes: Ranks, each: Each) -> list[Tensor]:
-    """Select exactly the k lowest scores; among equal ones those that come first.
+    """Select exactly the k lowest scores of all processes, as packed bits; among equal ones those that come first.
 
-    Args:
-        scores: The local parts of the candidates, in their order.
-        k: Number of weights to select over all processes.
-        processes: The processes that hold the parts: rank 0 the first rows of every candidate, rank 1 the next, ...
-        each: A `map` over the parts (`workers`).
-
-    Returns:
-        The selection of each element of `scores` as packed bits (see `bits`).
-
-    Raises:
-        MaskingError: If a score is not a number, or `k` exceeds the number of candidates.
+    Rank 0 must hold the first rows of every candidate, rank 1 the next ones, and so on. `each` is a `map` over parts.
     """
     total = int(processes.sum(torch.tensor(sum(map(len, scores)))))
     if not 0 <= k <= total:
@@ -279,7 +268,7 @@ def _scan(scores: Sequence[Scores], low: float, high: float, limit: int, each: E
         nonlocal kept
         num_below = num_inside = 0
         found = [torch.empty(0, dtype=torch.int64, device=below.device)]
-        for where, piece in part.checked_pieces():
+        for where, piece in part.pieces():
             is_below = compare_with(piece, operator.lt, low)
             is_inside = compare_with(piece, operator.le, high).logical_xor_(is_below)
             filled = slice(where.start // 8, -(-where.stop // 8))

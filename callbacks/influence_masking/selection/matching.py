@@ -7,7 +7,7 @@ kept, which is so far above the wanted share that too few numbers are below it o
 
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from influence_masking.masks import bits
 from influence_masking.runtime.processes import ALONE, Ranks
-from influence_masking.selection.lowest import PIECE, Scores, Weights, compare_with, kth_lowest, lowest, workers
+from influence_masking.selection.lowest import Scores, Weights, compare_with, kth_lowest, lowest, workers
 from influence_masking.selection.scores import magnitude, random
 
 DECILES = 10
@@ -78,11 +78,6 @@ def _match(part: Weights, informed: Tensor, seed: int, processes: Ranks) -> Tens
     return bits.pack(chosen)
 
 
-def _pieces(part: Weights) -> Iterator[slice]:
-    size = PIECE.get(part.theta.device.type, PIECE["cpu"])
-    return (slice(start, min(start + size, len(part))) for start in range(0, len(part), size))
-
-
 def _deciles(part: Weights, processes: Ranks) -> _Deciles:
     total = int(processes.sum(torch.tensor(len(part))))
     if not total:
@@ -100,7 +95,7 @@ def _numbers_below(part: Weights, deciles: _Deciles, bounds: Tensor, seed: int) 
     """Return the indices, random numbers and deciles of the weights whose number is below the bound of its decile."""
     bounds, highest = bounds.to(part.theta.device), float(bounds.max())
     found = []
-    for where in _pieces(part):
+    for where in part.slices():
         theta = part.theta[where]
         position = torch.arange(where.start, where.stop, device=theta.device)
         noise = random(theta, theta, position=position + part.position, seed=seed)

@@ -71,7 +71,7 @@ def test_no_target_at_all_is_an_error() -> None:
         find_candidates(Model(), [])
 
 
-def test_quantised_weights_are_an_error() -> None:
+def test_quantized_weights_are_an_error() -> None:
     module = nn.Module()
     module.q_proj = nn.Parameter(torch.zeros(4, 4, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(MaskingError, match=r"q_proj.*torch.uint8"):

@@ -65,10 +65,22 @@ def test_exactly_k_are_selected_and_the_first_of_equal_ones(case: str) -> None:
         )
 
 
-def test_a_bracket_that_misses_is_widened(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bracket_that_misses_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "BRACKET_MARGIN", 0.0)
     parts = pieces("normal")
     for k in (7, 35_003, 350_000):
+        assert torch.equal(
+            flags_of(parts, select(parts, k, SCORES["taylor"])), by_sorting(parts, k, "taylor", "lowest")
+        )
+
+
+def test_a_threshold_at_the_edge_of_many_equal_scores_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "SAMPLE", 1000)
+    parts = pieces("mostly zero", (40_000, 10_001))
+    scores = torch.cat([SCORES["taylor"](part.theta, part.grad) for part in parts])
+    below, zeros = int((scores < 0).sum()), int((scores == 0).sum())
+    assert zeros > 49_000
+    for k in (below - 20, below - 1, below, below + 1, below + zeros, below + zeros + 1):
         assert torch.equal(
             flags_of(parts, select(parts, k, SCORES["taylor"])), by_sorting(parts, k, "taylor", "lowest")
         )

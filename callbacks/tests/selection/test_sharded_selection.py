@@ -62,7 +62,7 @@ def joined(parts: list[Weights], found: list[list[Tensor]]) -> Tensor:
 
 @pytest.mark.parametrize("scope", ["global", "tensor"])
 @pytest.mark.parametrize("case", CASES)
-def test_ranks_select_together_what_one_process_selects_and_tell_each_other_little(
+def test_ranks_select_together_what_one_process_selects_and_communicate_little(
     case: str, scope: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(selection, "SAMPLE", 1000)
@@ -73,7 +73,7 @@ def test_ranks_select_together_what_one_process_selects_and_tell_each_other_litt
         )
         expected = select(parts, k, SCORES["sign_gradient"], tail, scope)
         assert torch.equal(joined(parts, found), flags_of(parts, expected))
-        # a sample, bounded counts and histograms: never the scores of 25,043 weights
+        # a sample and bounded counts: never the scores of 25,043 weights
         assert max(ranks[0].sent) <= 1000 + RANKS * len(SIZES)
 
 
