@@ -98,7 +98,7 @@ class Classifier(LightningModule):
             compile_layers(self.backbone)
 
     def _new_head(self, width: int, config: PretrainedConfig) -> nn.Linear:
-        """A head initialized as in transformers: normal, with the configuration's standard deviation or 0.02."""
+        """New head, initialized as in transformers: normal with the config's `initializer_range`, or 0.02."""
         head = nn.Linear(width, self.num_labels, bias=self.pooling == "mean")
         nn.init.normal_(head.weight, std=getattr(config, "initializer_range", 0.02))
         if head.bias is not None:
@@ -129,7 +129,7 @@ class Classifier(LightningModule):
         return self
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return one vector per text, `[batch, hidden]`, from right-padded `[batch, tokens]` ids and mask."""
+        """One vector per text, `[batch, hidden]`, from right-padded `[batch, tokens]` ids and mask."""
         seen = visible(attention_mask, self.family.causal)
         hidden = self.backbone(input_ids=input_ids, attention_mask=seen).last_hidden_state
         return pool(hidden, attention_mask, self.pooling)
@@ -145,7 +145,7 @@ class Classifier(LightningModule):
         return self.head(features.of(batch["row"])).float()
 
     def setup(self, stage: str) -> None:
-        """Drop the features of an earlier run: weights may have changed."""
+        """Forget the features of an earlier run: weights may have changed."""
         self._train_features = self._eval_features = None
         if stage == "fit" and not any(parameter.requires_grad for parameter in self.parameters()):
             # DistributedDataParallel refuses a module in which nothing requires a gradient, and has nothing to average
@@ -165,12 +165,12 @@ class Classifier(LightningModule):
         self.on_validation_start()
 
     def backbone_state(self) -> str:
-        """Return a key that identifies the weights of the backbone while they are frozen."""
+        """Cache key of the backbone's weights."""
         return self.backbone_fingerprint
 
     @property
     def _datamodule(self) -> Any:
-        """The Trainer's datamodule if it is one of the study's, otherwise None."""
+        """The Trainer's datamodule if it is a `TextDataModule`, otherwise None."""
         datamodule = getattr(self._trainer, "datamodule", None)
         return datamodule if hasattr(datamodule, "split_key") else None
 
@@ -237,7 +237,7 @@ class Classifier(LightningModule):
         return {"row": batch["row"], "logits": self(batch["input_ids"], batch["attention_mask"])}
 
     def configure_optimizers(self) -> Any:
-        """Make AdamW over the trainable weights, with a linear warm-up and a linear decay to 0, updated per step."""
+        """AdamW over the trainable weights, with linear warm-up and linear decay to 0, updated every step."""
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
         if not trainable:
             return None
@@ -298,7 +298,7 @@ class Classifier(LightningModule):
             )
         if self._trainer and self._trainer.state.fn == TrainerFn.FITTING and "optimizer_states" not in checkpoint:
             raise CheckpointError(
-                "The checkpoint holds weights alone, so a fit cannot go on from it. A fit that was stopped leaves "
+                "Cannot resume from this checkpoint: it holds only weights. A stopped fit leaves "
                 "checkpoints/last.ckpt, which holds everything."
             )
         current = self.state_dict()

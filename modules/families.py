@@ -19,7 +19,7 @@ from modules.backbone import Pooling, visible
 from modules.errors import BackboneError
 
 PADDING_TOLERANCE = 1e-4
-"""By which token states may differ, relative to the largest, and still count as equal."""
+"""Largest difference of token states, relative to the largest value, that counts as rounding."""
 
 PROBE_LENGTHS = (7, 3)
 """Tokens of the two rows that `measure` reads."""
@@ -31,7 +31,7 @@ class Family:
 
     Attributes:
         pooling: Which token states become the vector of a text: the `last` one or their `mean`.
-        causal: Whether no token sees a token to its right, so that right padding needs no mask.
+        causal: Whether attention is causal. Right padding then needs no attention mask.
         head: Name of the linear layer in transformers' own sequence classifier that reads the last token.
         candidates: Regular expression of parameters that are candidates in addition to those that `COMMON` matches.
             Names begin inside a block: `self_attn.q_proj.weight`.
@@ -145,7 +145,7 @@ def family_of(backbone: PreTrainedModel, name: str) -> Family:
 
 
 def _departs(config: Any, row: Family) -> bool:
-    """Whether the configuration lets a decoder look to its right, or keeps an encoder from it."""
+    """Whether the configuration makes a decoder bidirectional or an encoder causal."""
     if row.causal:
         return getattr(config, "is_causal", None) is False or bool(getattr(config, "use_bidirectional_attention", None))
     return bool(getattr(config, "is_decoder", None)) or getattr(config, "is_causal", None) is True
@@ -191,7 +191,7 @@ def _unfit(backbone: PreTrainedModel, name: str, fault: str) -> BackboneError:
 
 
 def input_fault(backbone: Any) -> str | None:
-    """Why a backbone, or its class with a `config`, cannot read texts; None if nothing speaks against it."""
+    """Why a backbone, or its class with a `config`, cannot classify texts; None if it can."""
     if backbone.main_input_name != "input_ids":
         return f"it takes {backbone.main_input_name} instead of token ids"
     if not isinstance(getattr(backbone.config, "hidden_size", None), int):

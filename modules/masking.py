@@ -39,7 +39,7 @@ def masking_of(
     for name, instead in set_elsewhere.items():
         value, default = getattr(options, name), getattr(DEFAULT_OPTIONS, name)
         if value != default:
-            raise OptionError(f"model.masking.{name} is {value!r}, but is decided by {instead}. Leave it out.")
+            raise OptionError(f"model.masking.{name} is {value!r}, but this arm takes it from {instead}. Leave it out.")
     return SharedGradientMasking.from_options(replace(options, seed=seed))
 
 

@@ -59,17 +59,22 @@ class MaskingOptions:
         """Check every option."""
         if self.fraction is not None and self.count is not None:
             raise MaskingError(
-                f"`fraction` and `count` exclude each other, found fraction={self.fraction} and count={self.count}. "
+                f"`fraction` and `count` cannot both be set, found fraction={self.fraction} and count={self.count}. "
                 "Leave one out."
             )
         if self.fraction is not None and not 0 < self.fraction < 1:
-            raise MaskingError(f"`fraction` must be between 0 and 1, found fraction={self.fraction}. Change it.")
+            raise MaskingError(
+                f"`fraction` must be between 0 and 1, found fraction={self.fraction}. Set it to a value such as 0.05."
+            )
         for name in ("count", "num_samples", "micro_batch_size"):
             value = getattr(self, name)
             if value is not None and not (_is_integer(value) and value > 0):
-                raise MaskingError(f"`{name}` must be a whole number above 0, found {name}={value!r}. Change it.")
+                raise MaskingError(
+                    f"`{name}` must be a whole number above 0, found {name}={value!r}. "
+                    "Set it to 1 or more, or leave it out."
+                )
         if not _is_integer(self.seed):
-            raise MaskingError(f"`seed` must be a whole number, found seed={self.seed!r}. Change it.")
+            raise MaskingError(f"`seed` must be a whole number, found seed={self.seed!r}. Set it to an integer.")
         for name, allowed in (("tail", get_args(Tail)), ("scope", get_args(Scope)), ("action", get_args(Action))):
             if getattr(self, name) not in allowed:
                 raise MaskingError(f"Unknown {name}={getattr(self, name)!r}. Choose one of {list(allowed)}.")

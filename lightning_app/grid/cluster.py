@@ -18,7 +18,7 @@ from lightning_app.errors import UsageError
 from lightning_app.grid.condition import Condition
 from lightning_app.grid.schedule import Plan
 from lightning_app.grid.workers import run_logged, with_mistake
-from lightning_app.results.files import METRICS_FILE
+from lightning_app.results.files import METRICS_FILE, make_folder
 
 RETRIES = 3
 """How often a condition is begun again, after its last whole epoch, because its node died."""
@@ -255,10 +255,10 @@ class Storage:
             for path in sorted(self._try("find", source), key=lambda path: path.endswith(METRICS_FILE)):
                 parts = PurePosixPath(path.removeprefix(source).lstrip("/")).parts
                 if ".." in parts:
-                    raise UsageError(f"--storage has a file {path!r}, which leads out of its folder. Delete it there.")
+                    raise UsageError(f"--storage has a file {path!r}, which leads out of its folder. Rename it there.")
                 local = target.joinpath(*parts)
                 if "checkpoints" not in parts and kept.isdisjoint(local.parents):
-                    local.parent.mkdir(parents=True, exist_ok=True)
+                    make_folder(local.parent)
                     fetched[local] = local.with_name(f".{local.name}.{uuid.uuid4().hex}.tmp")
                     self._try("get_file", path, str(fetched[local]))
             for local in fetched:

@@ -26,7 +26,7 @@ MUST_AGREE = {
 """What the conditions of an experiment, of a dataset, and of a dataset and seed must have in common to be compared."""
 
 LEGEND = (
-    "± is half of the 95 % interval of the mean over seeds (Student's t); one seed has none.",
+    "± is half of the 95 % interval of the mean over seeds (Student's t). It needs at least two seeds.",
     "predicted: the first-order change of the training loss by zeroing the masked weights, minus the sum of "
     "theta * dL/dtheta over them. measured: the real change on the same samples. The lowest sign-gradient scores "
     "are weights whose removal raises the loss to first order.",
@@ -181,7 +181,7 @@ def _limits(study: Study) -> list[str]:
     if study.backbones != BACKBONE:
         sentences.append(f"The source document asks about {BACKBONE}, which these results do not speak of.")
     if study.folder.resolve().name.endswith("-quick"):
-        sentences.append("A quick run tries the pipeline; its numbers measure nothing.")
+        sentences.append("A quick run checks the pipeline. Its numbers are not results.")
     return sentences
 
 
@@ -270,7 +270,7 @@ def sweep_section(study: Study) -> Section | None:
     notes = [
         "Every mask comes from the same gradient and trains nothing. The changes are of the training loss on the "
         f"gradient's own samples; {titles} are those of the dev split. A point on the dotted diagonal changed the loss "
-        "as predicted: larger masks lie further out.",
+        "as predicted: larger masks lie farther from the diagonal.",
     ]
     return Section(
         "Masks of many sizes",
@@ -278,7 +278,7 @@ def sweep_section(study: Study) -> Section | None:
         [Table("sweep", "Masks of a sweep, means over seeds", tables.show_sweep(points), points)],
         [
             Picture("predicted", "Predicted against measured change of the loss", figures.draw_predictions(points)),
-            Picture("fractions", f"Dev {titles} by the share masked", figures.draw_fractions(points)),
+            Picture("fractions", f"Dev {titles} by masked fraction", figures.draw_fractions(points)),
         ],
     )
 
@@ -295,7 +295,7 @@ def mask_sections(study: Study) -> list[Section]:
         notes,
         [Table("mask_shares", "Masked, % of the candidates", tables.show_shares(counted), counted)],
         [
-            Picture(f"mask_{index}", f"Masked share by layer and projection, {name}", figures.draw_mask(group))
+            Picture(f"mask_{index}", f"Masked fraction by layer and projection, {name}", figures.draw_mask(group))
             for index, (name, group) in enumerate(counted.groupby("dataset", sort=False))
         ],
     )

@@ -166,7 +166,8 @@ class InfluenceCLI(LightningCLI):
         parser.add_argument(
             "--overwrite",
             action="store_true",
-            help="Replace complete results in the run's folder: those of fit by fit, metrics and predictions by all.",
+            help="Replace complete results in the run's folder. fit replaces all of them; validate and test replace "
+            "metrics and predictions.",
         )
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("seed_everything", "model.init_args.seed")

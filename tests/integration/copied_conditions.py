@@ -8,9 +8,11 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 
 from lightning_app.grid import workers
 from lightning_app.grid.condition import CONDITION_FILE, Condition
@@ -36,16 +38,17 @@ def check_inputs(conditions: list[Condition]) -> Plan:
 def serve(connection: Connection, index: int, threads: int | None) -> None:
     """Does what a process of an experiment does, with these conditions."""
     workers.try_condition = copy
+    sys.modules["modules"] = SimpleNamespace(Caches=object)  # the real ones take seconds to import
     reach(f"process {index} begins")
     workers.serve(connection, index, threads)
 
 
-def copy(condition: Condition, verbose: bool) -> None:
+def copy(condition: Condition, caches: object, verbose: bool) -> None:
     """Completes a condition; the process of the first `influence` dies."""
     reach(f"{condition.arm} begins")
     if condition.folder.exists():
         shutil.rmtree(condition.folder)
-    write_json(condition.folder / CONDITION_FILE, {"digest": condition.digest(), "settings": condition.settings()})
+    write_json(condition.folder / CONDITION_FILE, condition.record())
     time.sleep(0.05)
     if condition.arm == "influence" and not Path("died").exists():
         Path("died").touch()

@@ -128,8 +128,8 @@ def test_an_exported_model_gives_the_logits_and_predictions_of_its_run(arm, expo
     torch.testing.assert_close(found, logits(run.model, run), rtol=0, atol=1e-5)
     torch.testing.assert_close(found, written, rtol=0, atol=1e-5)
     assert torch.equal(found.argmax(1), written.argmax(1))
-    if arm != "lora":  # nothing is merged: the same numbers where the same kernels run
-        assert torch.equal(logits(model, run, hide_mask=True), logits(run.model, run))
+    if arm != "lora":  # nothing is merged and the same attention runs: only the head's product has another shape
+        torch.testing.assert_close(logits(model, run, hide_mask=True), logits(run.model, run), rtol=0, atol=2e-7)
 
 
 def test_an_exported_model_knows_the_names_of_the_classes_and_its_pad_token(exported):

@@ -112,7 +112,7 @@ def test_a_checkpoint_of_another_condition_is_refused(
 def test_weights_alone_are_not_resumed(study, condition_words, influence, capsys):
     checkpoint = study / "docstrings" / "baseline" / "seed0" / "checkpoints" / "best.ckpt"
     assert influence("fit", *condition_words("baseline", "again"), f"--ckpt_path={checkpoint}") == 2
-    assert "holds weights alone, so a fit cannot go on from it" in told(capsys)
+    assert "Cannot resume from this checkpoint: it holds only weights" in told(capsys)
 
 
 def test_a_folder_that_is_not_one_is_told(condition_words, influence, capsys, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from integration_helpers import metrics_of, predictions_of
 
-RUN = Path("outputs", "study-quick", "docstrings", "influence_tuned", "seed0")
+RUN = Path("outputs", "study-quick", "docstrings", "influence+all", "seed0")
 CHECKPOINT = f"--ckpt={RUN / 'checkpoints' / 'best.ckpt'}"
 COMMANDS = {
     "fit": [],

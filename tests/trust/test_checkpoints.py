@@ -56,12 +56,8 @@ CHANGES = {
         "in head.weight that are NaN or infinite",
     ),
     "no mask": ("influence", without("mask"), "The checkpoint holds no mask"),
-    "a mask of another kind": (
-        "influence",
-        lambda c: {**c, "mask": 3},
-        "The mask is damaged: it lacks one of shapes, packed",
-    ),
-    "a damaged mask": ("influence", without("packed", "mask"), "The mask is damaged: it lacks one of shapes, packed"),
+    "a mask of another kind": ("influence", lambda c: {**c, "mask": 3}, "The mask is damaged: it lacks"),
+    "a damaged mask": ("influence", without("packed", "mask"), "The mask is damaged: it lacks"),
     "no condition": ("lora", without("condition"), "its 'condition' is missing or of a wrong type"),
     "a condition of tensors": (
         "lora",
@@ -94,7 +90,7 @@ def test_a_mask_over_other_weights_is_refused(changed, words, refused):
             mask[part]["elsewhere"] = mask[part].pop(name)
         mask["digest"] = Mask({n: tuple(shape) for n, shape in mask["shapes"].items()}, mask["packed"]).digest
 
-    assert "The mask does not fit the module: it has elsewhere" in refused(
+    assert "has no such parameter" in refused(
         "validate", *words("influence", f"--ckpt_path={changed('influence', change)}")
     )
 
