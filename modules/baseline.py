@@ -1,4 +1,4 @@
-"""Arm A: the frozen backbone with a head trained for one epoch. Its head is the start of every other arm."""
+"""Arm A: the frozen backbone with a trained head, from which the other arms start."""
 
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,17 @@ from modules.start import Start, StartReference
 
 
 class Baseline(Classifier):
-    """Trains the head alone, and leaves it as `start.safetensors` in the run's folder."""
+    """Train the head alone, and save it as `start.safetensors` in the run's folder."""
 
     trains = "head"
 
     def adapt(self) -> None:
-        """Freezes the backbone."""
+        """Freeze the backbone."""
         self.backbone.requires_grad_(False)
         self.train()
 
     def on_fit_end(self) -> None:
-        """Writes the start, from which the arms of the same dataset and seed begin: the head that is evaluated."""
+        """Save the head that is evaluated: arms of the same dataset and seed start from it."""
         trainer: Any = self.trainer
         if trainer.is_global_zero and not trainer.fast_dev_run:
             self._as_start(trainer).save()
@@ -41,7 +41,7 @@ class Baseline(Classifier):
         return Start(Path(trainer.default_root_dir) / "start.safetensors", self._best_head(trainer), reference)
 
     def _best_head(self, trainer: Any) -> dict[str, torch.Tensor]:
-        """The head of the best checkpoint, or the present one where no checkpoint was kept."""
+        """The head of the best checkpoint, or the current one if no checkpoint was kept."""
         checkpoint = trainer.checkpoint_callback
         if checkpoint is None or not checkpoint.best_model_path:
             return {name: tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}

@@ -1,6 +1,6 @@
 """Results that conditions of one process share: features of frozen backbones, and the latest gradient.
 
-A run owns its caches; whoever runs several conditions in one process hands the same `Caches` to all of them.
+Each classifier has caches of its own. To share results, assign the same `Caches` to several classifiers.
 """
 
 from collections import OrderedDict
@@ -13,10 +13,10 @@ from modules.features import Features
 
 
 class FeatureCache:
-    """Keep the features of the backbones that were used last, in memory.
+    """Keep the features of the most recently used backbones in memory.
 
     Args:
-        backbones: Number of backbones; two are the unmasked one and the masked one of the present condition.
+        backbones: How many backbones. Two suffice for the unmasked one and the current condition's masked one.
     """
 
     def __init__(self, backbones: int = 2) -> None:
@@ -27,9 +27,9 @@ class FeatureCache:
         """Return the features of a split, computed if they are not kept.
 
         Args:
-            backbone: Identifies the weights that make them, and their arithmetic.
-            split: Identifies the rows and their batches.
-            make: Computes them.
+            backbone: Key of the backbone's weights and arithmetic.
+            split: Key of the rows and their batches.
+            make: Computes the features.
         """
         splits = self._kept.setdefault(backbone, {})
         self._kept.move_to_end(backbone)
@@ -51,14 +51,14 @@ class GradientCache:
         return self._latest is not None and self._key == key
 
     def get(self, key: str, make: Callable[[], MeanGradient]) -> tuple[MeanGradient, float]:
-        """Return the gradient and the seconds that it took, computed if it is not the one that is kept.
+        """Return the gradient and the seconds that it took, computed if another one is kept.
 
         Args:
-            key: Identifies all that the gradient depends on.
-            make: Computes it.
+            key: Key of everything that the gradient depends on.
+            make: Computes the gradient.
         """
         if self._latest is None or self._key != key:
-            self._latest = None  # before the new one: there may not be memory for both
+            self._latest = None  # freed first: memory may not hold two
             start = perf_counter()
             gradient = make()
             self._key, self._latest = key, (gradient, perf_counter() - start)
@@ -67,7 +67,7 @@ class GradientCache:
 
 @dataclass(frozen=True)
 class Caches:
-    """The caches of one process."""
+    """Everything that conditions of one process share."""
 
     features: FeatureCache = field(default_factory=FeatureCache)
     gradients: GradientCache = field(default_factory=GradientCache)

@@ -1,4 +1,4 @@
-"""Checkpoints, read as if a stranger had made them: nothing in them is executed, and damage is told, not loaded."""
+"""Checkpoints, read as untrusted files: nothing in them is executed, and damage is reported."""
 
 import json
 import re
@@ -22,33 +22,33 @@ FIELDS = {
     "global_step": int,
     "loops": dict,
 }
-"""What every checkpoint of a fit holds, by type."""
+"""Fields of every checkpoint, and their types."""
 
 TRAINING_FIELDS = {"callbacks": dict, "optimizer_states": list, "lr_schedulers": list}
-"""What one that a fit can go on from holds besides."""
+"""Further fields of a checkpoint that a fit can resume from."""
 
 
 class CheckedCheckpointIO(_WrappingCheckpointIO):
-    """Has a Trainer read checkpoints by `read_checkpoint`; they are written as before."""
+    """Make a Trainer read checkpoints by `read_checkpoint`; writing is unchanged."""
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Reads a file; `weights_only` is always on."""
+        """Read a file; `weights_only` is always on."""
         return read_checkpoint(path, map_location)
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Reads a checkpoint without executing anything in it.
+    """Read a checkpoint without executing anything in it.
 
     Raises:
-        CheckpointError: If the file is damaged, holds more than tensors and plain values, is no checkpoint of this
-            project, or has weights that are not numbers.
+        CheckpointError: If the file is damaged, holds more than tensors and plain values, is not a checkpoint of this
+            project, or has weights that are not finite.
     """
     try:
         _check_archive(Path(path))
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # damaged bytes may raise anything; the cause is kept
+    except Exception as error:  # damaged bytes can raise any exception
         damaged = f"{path} cannot be read as a checkpoint: {_reason(error)}. Nothing in it was executed. Give another"
         raise CheckpointError(wrong_kind(Path(path)) or f"{damaged}, or fit again with --overwrite.") from error
     _check_fields(path, checkpoint)
@@ -57,7 +57,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
 
 
 def wrong_kind(path: Path) -> str | None:
-    """Says what a path is, and what to give, where it is that of something else than a checkpoint."""
+    """Return a message that says what a path is and what to give, or None if it may be a checkpoint."""
     kind = kind_of_file(path)
     if kind == KIND_FOLDER:
         return f"{path} is a folder. Give a checkpoint in it, such as {path / 'checkpoints' / 'best.ckpt'}."
@@ -69,21 +69,21 @@ def wrong_kind(path: Path) -> str | None:
 
 
 def _check_archive(path: Path) -> None:
-    """Raises ValueError unless the file is an archive as `torch.save` writes it; torch itself skips the checksums."""
+    """Raise ValueError unless the file is an archive as `torch.save` writes it; `torch.load` skips the checksums."""
     if not path.is_file():
         raise ValueError("it is not a file")
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
         if packed or len(set(names)) < len(names):
-            raise ValueError("it is an archive of another kind")
+            raise ValueError("it is not an archive that torch wrote")
         damaged = archive.testzip()
     if damaged is not None:
         raise ValueError(f"the checksum of {damaged} is wrong")
 
 
 def _reason(error: Exception) -> str:
-    """The cause in a few words; torch's own message would advise to execute the file."""
+    """The cause in a few words; torch's own message advises to load the file unsafely."""
     unsupported = re.search(r"(?:GLOBAL|class|function)\s+([\w.]+)", str(error))
     if "Weights only load failed" in str(error):
         return f"it holds more than weights and plain values ({unsupported[1] if unsupported else 'code'})"
@@ -100,13 +100,13 @@ def _check_fields(path: str | Path, checkpoint: Any) -> None:
     wrong += [name for name in ("condition", "backbone") if not wrong and not _is_plain(found[name])]
     if wrong:
         raise CheckpointError(
-            f"{path} is no checkpoint of `influence fit`: its {wrong[0]!r} is missing or of another kind. Give one "
-            "that such a fit left, or fit again."
+            f"{path} is not a checkpoint of `influence fit`: its {wrong[0]!r} is missing or of a wrong type. Give a "
+            "checkpoint that it saved, or fit again."
         )
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value is of texts and numbers alone, so that it can be compared and shown."""
+    """Whether a value consists of texts and numbers, so that it can be compared and printed."""
     try:
         json.dumps(value)
     except (TypeError, ValueError, RecursionError):
@@ -124,13 +124,13 @@ def _check_weights(path: str | Path, weights: dict[str, Tensor]) -> None:
 
 
 def check_fit(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Raises CheckpointError unless weights have the names, shapes and kind of number of those that are expected."""
+    """Raise CheckpointError unless weights have the names, shapes and number types of the expected ones."""
     for name in [*expected, *weights]:
-        asked, found = (_described(tensors.get(name)) for tensors in (expected, weights))
-        if asked != found:
+        needed, found = (_described(tensors.get(name)) for tensors in (expected, weights))
+        if needed != found:
             raise CheckpointError(
-                f"The checkpoint does not fit the model: asked for {name} as {asked}, found {found}. Give a checkpoint "
-                "of the same arm, options and backbone; its own settings are in the config.yaml of its run."
+                f"The checkpoint does not fit the model: it has {found} as {name}, but the model needs {needed}. Give "
+                "a checkpoint of the same arm, options and backbone; its settings are in the config.yaml of its run."
             )
 
 

@@ -1,4 +1,4 @@
-"""The classifier that all arms share: tokens -> backbone -> pooled vector -> linear head -> logits."""
+"""The classifier of all arms: tokens -> backbone -> pooled vector -> linear head -> logits."""
 
 from collections.abc import Callable
 from math import inf
@@ -27,32 +27,33 @@ class Classifier(LightningModule):
     For a Qwen2 backbone the logits equal those of `transformers.Qwen2ForSequenceClassification` with the same
     weights: the head has no bias and reads the last real token. Encoders are mean-pooled and their head has a bias.
 
-    An arm is a subclass that says what trains (`adapt`) and, if it is not the baseline, begins from a `start`.
+    An arm is a subclass: it says what it trains (`trains`) and freezes or wraps the rest (`adapt`). All arms but the
+    baselines start from a trained head (`start`).
 
     Args:
         backbone: Hub id, local folder, or `all-MiniLM-L6-v2` (see `resolve_backbone`).
         num_labels: Number of classes; the command line takes it from the dataset.
-        learning_rate: Peak learning rate of AdamW; None: its own default, 1e-3.
+        learning_rate: Peak learning rate of AdamW. None: AdamW's default, 1e-3.
         weight_decay: AdamW's decay of matrices; biases and norms are not decayed.
-        warmup_ratio: Share of the steps over which the learning rate rises linearly; then it falls linearly to 0.
+        warmup_ratio: Share of the steps in which the learning rate rises linearly; then it falls linearly to 0.
         pooling: How token states become the vector of a text: `last` or `mean`. None: as the backbone's family does.
         targets: Which weights are masked or adapted: a list of name endings (`q_proj`), or a regular expression that
             matches whole parameter names. None: the attention and MLP matrices of the backbone's family.
         compile: Compile the backbone's layers by `torch.compile`, once for all batches: for long fits on a GPU.
-        start: File of the baseline start (`start.safetensors`). None begins with a random head.
-        seed: Seed of the condition; recorded in the start, and seeds random masks.
+        start: File with the head to start from (`start.safetensors`). None: a random head.
+        seed: Seed of the condition, for dropout and random masks.
 
     Attributes:
-        caches: Features and gradients that conditions of one process share; hand the same object to several.
+        caches: Features and gradients that are computed once. Assign the same object to the modules that share them.
 
     Raises:
-        OptionError: If an option is out of its range.
+        OptionError: If an option is out of range.
         BackboneError: If the backbone cannot be loaded, or cannot classify texts.
-        StartError: If the start is missing or was made with another backbone or number of classes.
+        StartError: If the start is missing, or was made with another backbone or number of classes.
     """
 
     trains: str = "all"
-    """What the arm trains: `none`, `head`, `adapter` or `all`. An option `tune` of an arm overrides it."""
+    """What the arm trains: `none`, `head`, `adapter` or `all`. An arm with an option `tune` sets it from that."""
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class Classifier(LightningModule):
             )
         self.backbone_name, self.num_labels, self.seed, self.targets = backbone, num_labels, seed, targets
         self.learning_rate, self.weight_decay, self.warmup_ratio = learning_rate, weight_decay, warmup_ratio
-        # before the backbone: a missing start is found in milliseconds
+        # before the backbone, which takes seconds to load: a missing start is reported at once
         self.start = Start.load(start) if start else None
         pretrained = load_backbone(backbone)
         self.family = family_of(pretrained, backbone)
@@ -105,20 +106,23 @@ class Classifier(LightningModule):
         return head
 
     def adapt(self) -> None:
-        """What the arm does to the model before training: freeze, or wrap. The default trains every weight."""
+        """Freeze or wrap weights before training. By default every weight trains."""
 
     def candidate_targets(self) -> list[str] | str:
-        """The weights that may be masked or adapted: those that the user named, or those of the backbone's family.
+        """Return the weights that may be masked or adapted: the user's `targets`, or those of the backbone's family.
 
         Raises:
-            BackboneError: If the user named none and the family's cannot be told from other weights.
+            BackboneError: If there are no `targets`, and the family's weights cannot be distinguished from others.
         """
         if self.targets is not None:
             return self.targets
         return as_targets(candidate_names(self.backbone, self.family, self.backbone_name), self.backbone)
 
     def train(self, mode: bool = True) -> "Classifier":
-        """Keeps a wholly frozen backbone in eval mode, so that its dropout stays off."""
+        """Set the mode, but leave a frozen backbone in eval mode.
+
+        Its features are computed once, without dropout. Training without the cache of features must give the same head.
+        """
         super().train(mode)
         if not any(parameter.requires_grad for parameter in self.backbone.parameters()):
             self.backbone.eval()
@@ -131,11 +135,11 @@ class Classifier(LightningModule):
         return pool(hidden, attention_mask, self.pooling)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits `[batch, num_labels]` in float32 from right-padded `[batch, tokens]` ids and mask."""
+        """Return logits `[batch, num_labels]` in float32 from right-padded `[batch, tokens]` ids and mask."""
         return self.head(self.encode(input_ids, attention_mask)).float()
 
     def _logits(self, batch: Batch, features: Features | None) -> Tensor:
-        """The same as `forward`; under a frozen backbone, from features that were computed before."""
+        """The logits of `forward`, from cached features if there are any."""
         if features is None:
             return self(batch["input_ids"], batch["attention_mask"])
         return self.head(features.of(batch["row"])).float()
@@ -144,20 +148,20 @@ class Classifier(LightningModule):
         """Forget the features of an earlier run: weights may have changed."""
         self._train_features = self._eval_features = None
         if stage == "fit" and not any(parameter.requires_grad for parameter in self.parameters()):
-            # DistributedDataParallel refuses a module without gradients, and there are none for it to average
+            # DistributedDataParallel refuses a module in which nothing requires a gradient, and has nothing to average
             cast(Any, self.trainer.strategy).configure_ddp = lambda: None
 
     def on_train_start(self) -> None:
-        """Under a frozen backbone, encodes the rows once for all epochs."""
+        """Encode the training rows once for all epochs, if the backbone is frozen."""
         self._train_features = self._frozen_features(lambda data: data.train_on)
 
     def on_validation_start(self) -> None:
-        """The same for the rows of a validation while fitting, else for eval."""
+        """Encode the rows to evaluate, if the backbone is frozen: those for early stopping in a fit, otherwise eval."""
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         self._eval_features = self._frozen_features(lambda data: data.early_stop_on if fitting else "eval")
 
     def on_test_start(self) -> None:
-        """The same as validation."""
+        """Do the same as for validation."""
         self.on_validation_start()
 
     def backbone_state(self) -> str:
@@ -171,12 +175,17 @@ class Classifier(LightningModule):
         return datamodule if hasattr(datamodule, "split_key") else None
 
     def _frozen_features(self, split_of: Callable[[Any], str]) -> Features | None:
-        """The features of a split where they are worth it: the backbone is frozen and all of the split is read."""
+        """The features of a split; None if the backbone trains, or if computing all rows would cost more than it saves.
+
+        With `limit_*_batches` (`fast_dev_run` sets them) only some rows are read. With several processes each reads
+        only its own.
+        """
         trainer, datamodule = cast(Any, self.trainer), self._datamodule
         limits = (trainer.limit_train_batches, trainer.limit_val_batches, trainer.limit_test_batches)
-        is_part = any(isinstance(limit, int) or limit != 1.0 for limit in limits)  # 1 is one batch, 1.0 is all of them
+        # the int 1 is one batch, the float 1.0 is all of them (Trainer's documentation of limit_train_batches)
+        is_limited = any(isinstance(limit, int) or limit != 1.0 for limit in limits)
         trains = any(parameter.requires_grad for parameter in self.backbone.parameters())
-        if datamodule is None or trains or is_part or trainer.world_size > 1:
+        if datamodule is None or trains or is_limited or trainer.world_size > 1:
             return None
         arithmetic = f"{trainer.precision}/{self.device}/{self.compiled}"
         key, split = f"{self.backbone_state()}/{self.pooling}/{arithmetic}", split_of(datamodule)
@@ -194,33 +203,37 @@ class Classifier(LightningModule):
         return extract(encode, batches, self.device, bar=trainer.progress_bar_callback is not None)
 
     def on_train_epoch_start(self) -> None:
-        """Seed dropout by seed, epoch and rank, so that a resumed fit draws the same numbers."""
+        """Seed dropout by seed, epoch and process, so that a resumed fit drops the same units as an uninterrupted one.
+
+        A checkpoint at the end of an epoch holds no random state, and processes must not all drop the same units.
+        """
         entropy = np.random.SeedSequence([self.seed, self.current_epoch, self.global_rank])
         torch.manual_seed(int(entropy.generate_state(1)[0]))
         if self.device.type == "xla":
             _settle(self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean cross-entropy of the batch, in nats."""
+        """Return the mean cross-entropy of the batch, in nats."""
         loss = cross_entropy(self._logits(batch, self._train_features), batch["labels"])
-        # one step is logged: any reduction gives its value
+        # Logged per step, unreduced. The default, `mean`, would also keep a sample count on the device (Lightning's
+        # `_ResultMetric`), one more tensor in XLA's programs.
         self.log("train/loss", loss, batch_size=len(batch["labels"]), prog_bar=True, reduce_fx="max")
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Batch:
-        """Returns rows, labels and logits; a callback measures them and logs the metrics.
+        """Return rows, labels and logits, from which a callback computes the metrics.
 
-        Places that only fill a batch have `row` -1.
+        The `row` of padding rows is -1.
         """
         logits = self._logits(batch, self._eval_features)
         return {"row": batch["row"], "labels": batch["labels"], "logits": logits}
 
     def test_step(self, batch: Batch, batch_idx: int) -> Batch:
-        """The same as validation: both measure the eval split."""
+        """Do the same as for validation: both evaluate the eval split."""
         return self.validation_step(batch, batch_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
-        """Rows and logits of a batch of any texts."""
+        """Return the rows and logits of a batch of any texts."""
         return {"row": batch["row"], "logits": self(batch["input_ids"], batch["attention_mask"])}
 
     def configure_optimizers(self) -> Any:
@@ -237,36 +250,36 @@ class Classifier(LightningModule):
             lr=self.learning_rate,
             fused=self.device.type in ("cpu", "cuda"),
         )
-        # gradients are unscaled before they are clipped: a fused AdamW would do it later, and Lightning then refuses to
-        # clip, under bf16-mixed as well, where nothing is scaled
+        # A fused AdamW announces that it unscales gradients within its step, that is after clipping. Lightning then
+        # refuses to clip (MixedPrecision.clip_gradients), even in bf16-mixed, where nothing is scaled.
         optimizer._step_supports_amp_scaling = False
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = get_linear_schedule_with_warmup(optimizer, int(self.warmup_ratio * steps), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:
-        """Checks the start against the data before anything expensive; arms add their own callbacks."""
+        """Return the check of the start against the data; arms add their own callbacks after it."""
         return [CheckStart()] if self.start else []
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint and the model it is loaded into must have in common; an arm adds its own options."""
+        """Return what a checkpoint and the model that loads it must have in common; arms add their options."""
         datamodule = self._datamodule
         data = {"dataset": datamodule.name, "splits": datamodule.fingerprint} if datamodule else {}
         return {"arm": type(self).__name__, "num_labels": self.num_labels, "seed": self.seed, **data}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves frozen backbone weights out: the checkpoint refers to the backbone instead of copying it."""
+        """Leave frozen backbone weights out: the checkpoint refers to the backbone instead of copying it."""
         checkpoint["condition"] = self.identity()
         checkpoint["backbone"] = {"name": self.backbone_name, "fingerprint": self.backbone_fingerprint}
         for name in self._frozen_names():
             del checkpoint["state_dict"][name]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Puts the frozen weights back from the loaded backbone, so that loading stays strict.
+        """Put the frozen weights of the loaded backbone back, so that loading stays strict.
 
         Raises:
             CheckpointError: If the checkpoint belongs to another condition or backbone, its weights do not fit, or a
-                fit is to go on from a checkpoint that holds the weights alone.
+                fit is to resume from a checkpoint of weights alone.
         """
         stored, asked = checkpoint.get("condition") or {}, self.identity()
         differences = [name for name in asked if name in ("arm", *stored) and stored.get(name) != asked[name]]
@@ -297,9 +310,10 @@ class Classifier(LightningModule):
 
 
 def _settle(device: torch.device) -> None:
-    """Has XLA run what Lightning's logs left between epochs, so that training steps are one program in every epoch.
+    """Run what is pending on XLA before an epoch, so that the first training step is the same program in every epoch.
 
-    From the second epoch on that is a copy of one number; the same is done before the first.
+    XLA compiles all pending operations with the step that follows them, and Lightning's logging leaves some between
+    epochs. From the second epoch on, it also leaves a copy of one number; the same copy is made before the first.
     """
     import torch_xla
 
@@ -310,10 +324,14 @@ def _settle(device: torch.device) -> None:
 
 
 class CheckStart(Callback):
-    """Refuses a start that was made from other data or with another seed, before any arm's gradient pass."""
+    """Refuse a start that was made from other data or with another seed, before an arm takes its gradient."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Raises StartError on a mismatch. Runs before the callbacks that an arm adds after it."""
+        """Compare the start with the data of a fit.
+
+        Raises:
+            StartError: If they do not match.
+        """
         datamodule: Any = getattr(trainer, "datamodule", None)
         if stage == "fit" and datamodule is not None and isinstance(pl_module, Classifier) and pl_module.start:
             pl_module.start.check_data(datamodule.fingerprint, pl_module.seed)

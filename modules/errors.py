@@ -1,4 +1,4 @@
-"""Errors of the modules that a user can mend; `is_user_error` has the application print them without a traceback."""
+"""Errors that a user can fix. The application prints errors with `is_user_error` without a traceback."""
 
 
 class OptionError(ValueError):

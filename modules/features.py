@@ -15,7 +15,7 @@ class Features:
     """One vector per row of a split.
 
     Attributes:
-        places: Index into `vectors` of each row id, [largest id + 1]. A table, because XLA has no `searchsorted`.
+        places: Index into `vectors` of each row id, [largest id + 2]. A table, because XLA has no `searchsorted`.
         vectors: [rows, hidden].
     """
 
@@ -42,7 +42,7 @@ def extract(encode: Callable[[Batch], Tensor], batches: Iterable[Batch], device:
             vectors.append(_off_xla(encode(batch)))
             rows.append(batch["row"].cpu())
     ids = torch.cat(rows)
-    places = ids.new_zeros(int(ids.max()) + 2)  # one more for -1, the id of a place without a row
+    places = ids.new_zeros(int(ids.max()) + 2)  # the last is for -1, the id of padding rows
     places[ids] = torch.arange(len(ids))
     return Features(places.to(device), torch.cat(vectors).to(device))
 

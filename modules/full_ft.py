@@ -4,4 +4,4 @@ from modules.classifier import Classifier
 
 
 class FullFineTuning(Classifier):
-    """Full fine-tuning from the baseline start; early stopping is the Trainer's."""
+    """Train every weight, from the baseline start; the Trainer stops early."""

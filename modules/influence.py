@@ -1,4 +1,4 @@
-"""Arm B: the weights that one gradient calls detrimental are set to zero. Control arms are configs of this one."""
+"""Arm B: set the weights with the lowest scores to zero. Control arms are configurations of this one."""
 
 from dataclasses import replace
 from typing import Any, Literal
@@ -18,8 +18,8 @@ class Influence(Classifier):
     split when the fit starts, and the mask held while the Trainer trains.
 
     Args:
-        masking: Which weights are masked. Its `seed` is the condition's, and its `num_samples` the datamodule's
-            `calibration_size`.
+        masking: Which weights are masked. Its `seed` is the condition's, its `targets` are the classifier's, and its
+            `num_samples` is by default all calibration rows of the datamodule.
         tune: What trains under the mask: `none` takes no optimization step, `head`, or `all`.
         **kwargs: As `Classifier`.
 

@@ -1,4 +1,4 @@
-"""The masking callback of the arms: options that fit a condition, and one gradient for arms that share a start."""
+"""The masking callback of arms: options that fit a condition, and one gradient for all arms with the same start."""
 
 import hashlib
 from collections.abc import Mapping
@@ -13,28 +13,30 @@ from modules.caches import GradientCache
 from modules.errors import OptionError
 
 DEFAULT_OPTIONS = MaskingOptions(num_samples=None)
-"""The gradient is taken over all rows that the datamodule gives: its `calibration_size`."""
+"""The gradient is taken over all calibration rows of the datamodule: its `calibration_size`."""
 
 SET_ELSEWHERE = {
     "targets": "model.targets",
     "seed": "seed_everything",
-    "num_samples": "data.calibration_size",
     "action": "the arm itself, which sets masked weights to zero",
 }
 """Options that a condition decides by another key."""
 
 
-def masking_of(options: MaskingOptions, seed: int) -> "SharedGradientMasking":
+def masking_of(
+    options: MaskingOptions, seed: int, set_elsewhere: Mapping[str, str] = SET_ELSEWHERE
+) -> "SharedGradientMasking":
     """Return the callback of an arm.
 
     Args:
         options: The arm's options.
         seed: Seed of the condition.
+        set_elsewhere: Options that are decided by something else, and by what.
 
     Raises:
-        OptionError: If an option is set that a condition decides by another key.
+        OptionError: If one of these options is set.
     """
-    for name, instead in SET_ELSEWHERE.items():
+    for name, instead in set_elsewhere.items():
         value, default = getattr(options, name), getattr(DEFAULT_OPTIONS, name)
         if value != default:
             raise OptionError(f"model.masking.{name} is {value!r}, but this arm takes it from {instead}. Leave it out.")
@@ -48,12 +50,12 @@ def mask_identity(options: MaskingOptions) -> dict[str, Any]:
 
 
 class SharedGradientMasking(InfluenceMasking):
-    """Mask as `InfluenceMasking` does, with the gradient of the module's cache where it holds the one that is needed.
+    """`InfluenceMasking` that takes its gradient from the module's caches if it is there.
 
-    Arms that differ in score, tail or what they train afterwards start from one gradient.
+    Arms that differ in score, tail or in what they train need the same gradient.
 
     Attributes:
-        gradient_shared: Whether an earlier arm had taken the gradient.
+        gradient_shared: Whether an earlier condition took the gradient.
         gradient_seconds: Seconds that the gradient took, now or earlier; None before it is taken.
     """
 
@@ -63,7 +65,7 @@ class SharedGradientMasking(InfluenceMasking):
     def take_gradient(
         self, module: LightningModule, candidates: Mapping[str, nn.Parameter], calibration: Calibration
     ) -> MeanGradient:
-        """Return the gradient of the cache, or a new one."""
+        """Return the cached gradient, or a new one."""
         gradients: GradientCache = module.caches.gradients  # type: ignore[union-attr, assignment]
         key = gradient_key(module, candidates, calibration)
         self.gradient_shared = key in gradients
@@ -73,15 +75,15 @@ class SharedGradientMasking(InfluenceMasking):
 
 
 def gradient_key(module: Any, candidates: Mapping[str, nn.Parameter], calibration: Calibration) -> str:
-    """Return a SHA-256 of all that a gradient depends on: weights, samples in their groups, and arithmetic.
+    """Return a SHA-256 of everything that a gradient depends on: weights, samples, how they are grouped, arithmetic.
 
     Args:
         module: A classifier of the study.
         candidates: Parameters that the gradient is taken for.
-        calibration: What it is taken over.
+        calibration: Samples that it is taken over.
     """
     first = next(iter(candidates.values()))
-    arithmetic = (module.trainer.precision, first.device, first.dtype, module.compiled)
+    arithmetic = (module.trainer.precision, first.device, first.dtype, module.compiled, module.pooling)
     groups = (calibration.micro_batch_size, calibration.processes.count)
     digest = hashlib.sha256(f"{module.backbone_fingerprint} {arithmetic} {groups} {list(candidates)}".encode())
     tensors = [*module.head.parameters(), *(tensor for batch in calibration.batches for tensor in batch.data.values())]

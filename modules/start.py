@@ -1,4 +1,4 @@
-"""The baseline start: a head of a few kilobytes with a reference to the backbone it was trained on."""
+"""The baseline start: a trained head of a few kilobytes, with a reference to the backbone it was trained on."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ KIND_FOLDER, KIND_START, KIND_MASK, KIND_UNKNOWN = "a folder", "a baseline start
 
 
 def kind_of_file(path: Path) -> str:
-    """What is at a path, in words for a message."""
+    """Return what a path is, in words for a message."""
     if path.is_dir():
         return KIND_FOLDER
     if zipfile.is_zipfile(path):
@@ -33,7 +33,7 @@ def kind_of_file(path: Path) -> str:
 
 @dataclass(frozen=True)
 class StartReference:
-    """What a head was trained on, which must match before another arm may begin there; and, from `train_on` on, how."""
+    """What a head was trained on, which must match the arm that starts from it. `train_on` and later fields say how."""
 
     backbone: str
     backbone_fingerprint: str
@@ -48,7 +48,7 @@ class StartReference:
 
 @dataclass(frozen=True)
 class Start:
-    """A trained head and its reference, kept in one safetensors file with a SHA-256 over both."""
+    """A trained head and its reference, saved in one safetensors file with a SHA-256 over both."""
 
     path: Path
     head: dict[str, Tensor]
@@ -56,10 +56,10 @@ class Start:
 
     @classmethod
     def load(cls, path: str | Path) -> "Start":
-        """Reads a start.
+        """Read a start.
 
         Raises:
-            StartError: If the file is missing or not a start.
+            StartError: If the file is missing, damaged or not a start.
         """
         path = Path(path)
         if not path.exists():
@@ -72,7 +72,7 @@ class Start:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata, names = file.metadata() or {}, file.keys()
-                head = {name: file.get_tensor(name).clone() for name in names}  # what is checked stays what is used
+                head = {name: file.get_tensor(name).clone() for name in names}  # the file may change after the check
             start = cls(path, head, _reference(metadata["start"]))
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise StartError(f"{path} is not a baseline start ({error}).") from error
@@ -81,11 +81,11 @@ class Start:
         return start
 
     def digest(self) -> str:
-        """SHA-256 over the head and its reference."""
+        """Return the SHA-256 over the head and its reference."""
         return hashlib.sha256(save(self.head, metadata={"start": self._described()})).hexdigest()
 
     def save(self) -> None:
-        """Writes the file whole or not at all.
+        """Write the file completely or not at all.
 
         Raises:
             OSError: If it cannot be written; it names the file.
@@ -104,7 +104,7 @@ class Start:
         return json.dumps(asdict(self.reference), sort_keys=True)
 
     def check_backbone(self, fingerprint: str, name: str, num_labels: int) -> None:
-        """Raises StartError unless the head was trained on this backbone, for this number of classes."""
+        """Raise StartError unless the head was trained on this backbone, for this number of classes."""
         made = self.reference
         if made.backbone_fingerprint != fingerprint:
             raise StartError(
@@ -112,19 +112,21 @@ class Start:
                 f"(fingerprint {made.backbone_fingerprint[:12]}), but {name!r} ({fingerprint[:12]}) is loaded."
             )
         if made.num_labels != num_labels:
-            raise StartError(f"The start {self.path} tells {made.num_labels} classes apart, the data has {num_labels}.")
+            raise StartError(
+                f"The start {self.path} was made for {made.num_labels} classes, but the data has {num_labels}."
+            )
 
     def check_head(self, expected: dict[str, Tensor]) -> None:
-        """Raises StartError unless the head has the names, shapes and kind of number of this one."""
-        asked, found = ({n: (tuple(t.shape), t.dtype) for n, t in head.items()} for head in (expected, self.head))
-        if asked != found or not all(tensor.isfinite().all() for tensor in self.head.values()):
+        """Raise StartError unless the head has the names, shapes and number types of `expected`, and is finite."""
+        needed, found = ({n: (tuple(t.shape), t.dtype) for n, t in head.items()} for head in (expected, self.head))
+        if needed != found or not all(tensor.isfinite().all() for tensor in self.head.values()):
             raise StartError(
-                f"The start {self.path} has a head of {found}, but asked for are finite numbers of {asked}: it was "
+                f"The start {self.path} has a head of {found}, but the model needs finite numbers of {needed}: it was "
                 "made for another model, or the fit that made it had diverged."
             )
 
     def check_data(self, fingerprint: str, seed: int) -> None:
-        """Raises StartError unless the head was trained on the same splits with the same seed."""
+        """Raise StartError unless the head was trained on the same splits with the same seed."""
         made = self.reference
         if (made.data_fingerprint, made.seed) != (fingerprint, seed):
             raise StartError(
@@ -135,7 +137,7 @@ class Start:
 
 
 def _reference(text: str) -> StartReference:
-    """The reference in a file's metadata; raises ValueError if a field is missing, too many, or of another type."""
+    """Parse the reference in a file's metadata; raise ValueError if a field is missing, unknown or of a wrong type."""
     values = json.loads(text)
     for field in fields(StartReference):
         if type(values[field.name]) is not field.type:

@@ -1,7 +1,8 @@
-"""The loss and the predictions under masks of many sizes, all from one gradient."""
+"""Loss and predictions under masks of many sizes, all made from one gradient."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, Literal, cast
 
 import torch
@@ -14,17 +15,27 @@ from influence_masking import MaskingOptions, SweepPoint, find_candidates, sweep
 from influence_masking.selection.scores import MATCHED, resolve_score
 from modules.classifier import Classifier
 from modules.errors import OptionError
-from modules.masking import DEFAULT_OPTIONS, masking_of
+from modules.masking import DEFAULT_OPTIONS, SET_ELSEWHERE, masking_of
 
 Predictions = tuple[Tensor, Tensor]
 """Labels [rows] and logits [rows, classes], on the CPU."""
 
 FRACTIONS = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2)
 
+SWEPT = SET_ELSEWHERE | {
+    "fraction": "model.fractions",
+    "count": "model.fractions",
+    "tail": "model.tails",
+    "score": "model.scores",
+    "matched_score": "model.scores",
+    "mask_path": "the sweep itself, which makes its masks",
+}
+"""Options of a mask that a sweep decides by another key."""
+
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep measured.
+    """Measurements of a sweep.
 
     Attributes:
         loss: Mean loss (nats) on the calibration samples without a mask.
@@ -40,22 +51,22 @@ class SweepResult:
 
 
 class Sweep(Classifier):
-    """Measures masks of several scores, tails and fractions, and trains nothing.
+    """Measure masks of several scores, tails and fractions; train nothing.
 
-    It predicts the dev split: eval is read once, by the arms. What `validate` evaluates is the model without a mask.
+    Predictions are those of the dev split, because only arms may read eval. `validate` evaluates the unmasked model.
 
     Args:
-        fractions: Shares of the candidates, between 0 and 1; those that select no weight are left out.
-        tails: Ends of the scores.
+        fractions: Shares of the candidates, between 0 and 1. Those that select no weight are skipped.
+        tails: Ends of the scores to mask.
         scores: Names of scores.
-        masking: As for `Influence`; `scores`, `tails` and `fractions` take the place of its own.
+        masking: As for `Influence`, without the options that the lists above replace.
         **kwargs: As `Classifier`.
 
     Attributes:
         result: What was measured; None before a fit.
 
     Raises:
-        OptionError: If a list is empty or a fraction is out of range.
+        OptionError: If a list is empty, a fraction is out of range, or `masking` sets what is decided otherwise.
         MaskingError: If a score is unknown or `targets` match nothing.
         BackboneError: As `Influence`.
     """
@@ -78,34 +89,34 @@ class Sweep(Classifier):
             )
         self.fractions, self.tails, self.scores = fractions, tails, scores
         for score in set(scores) - {MATCHED}:
-            resolve_score(score)  # before the backbone is loaded, so that an unknown one is refused at once
-        self.masking = masking_of(masking, kwargs.get("seed", 0))
+            resolve_score(score)  # before the backbone, which takes seconds to load: an unknown one is reported at once
+        self.masking = masking_of(masking, kwargs.get("seed", 0), SWEPT)
         self.result: SweepResult | None = None
         super().__init__(**kwargs)
 
     def adapt(self) -> None:
-        """Freezes everything, after checking that there are weights to mask."""
+        """Check that there are weights to mask, then freeze everything."""
         self.masking.options = replace(self.masking.options, targets=self.candidate_targets())
         find_candidates(self, self.masking.options.targets)
         self.requires_grad_(False)
         self.train()
 
     def setup(self, stage: str) -> None:
-        """There is nothing to train: the fit ends after the sweep."""
+        """End the fit after the sweep: there is nothing to train."""
         super().setup(stage)
         if stage == "fit":
             self.trainer.fit_loop.max_epochs = 0
 
     def configure_callbacks(self) -> list[Callback]:
-        """Adds the sweep, after the check of the start that its gradient is taken at."""
+        """Add the sweep, after the check of the start that its gradient is taken at."""
         return [*super().configure_callbacks(), RunSweep()]
 
 
 class RunSweep(Callback):
-    """Makes and measures the masks of a `Sweep` when its fit begins."""
+    """Make and measure the masks of a `Sweep` when its fit begins."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the gradient, then goes through the masks; the weights are afterwards what they were."""
+        """Take the gradient, then measure one mask after the other; afterwards the weights are unchanged."""
         module, predictions = cast(Sweep, pl_module), list[Predictions]()
 
         def measure() -> dict[str, float]:
@@ -116,8 +127,9 @@ class RunSweep(Callback):
             snapshot = module.masking.snapshot(trainer, module)
             module.eval()
             unmasked = predict_dev(trainer, module)
-            points = sweep(snapshot, module.fractions, module.tails, module.scores, seed=module.seed, measure=measure)
-            total = len(module.fractions) * len(module.tails) * len(module.scores)
+            scope, lists = module.masking.options.scope, (module.fractions, module.tails, module.scores)
+            points = sweep(snapshot, *lists, scope=scope, seed=module.seed, measure=measure)
+            total = prod(map(len, lists))
             bar = trainer.progress_bar_callback is not None
             made = list(tqdm(points, "Sweep", total, unit="mask", leave=False, disable=not bar))
         module.train()
@@ -126,7 +138,7 @@ class RunSweep(Callback):
 
 @torch.no_grad()
 def predict_dev(trainer: Trainer, module: Classifier) -> Predictions:
-    """Labels of the dev split and the logits of the module as it is, without places that only fill a batch."""
+    """Return labels and logits of the dev split with the current weights, without padding rows."""
     plugin, batches = trainer.precision_plugin, list[Predictions]()
     for batch in cast(Any, trainer).datamodule.ordered_dataloader("dev", shared=False):
         batch = trainer.strategy.batch_to_device(plugin.convert_input(batch))

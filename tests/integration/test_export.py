@@ -303,7 +303,7 @@ def test_a_model_that_computes_something_else_is_not_written(study, influence, t
         (lambda run: (run / "config.yaml").write_text("trainer: ["), "is not a YAML file"),
         (lambda run: (run / "config.yaml").write_text("- a list"), "must hold keys with values"),
         (lambda run: torch.save({"x": Path()}, run / "checkpoints" / "best.ckpt"), "holds more than weights"),
-        (lambda run: torch.save({"x": 1}, run / "checkpoints" / "best.ckpt"), "is no checkpoint of `influence fit`"),
+        (lambda run: torch.save({"x": 1}, run / "checkpoints" / "best.ckpt"), "is not a checkpoint of `influence fit`"),
     ],
 )
 def test_a_run_that_is_not_whole_is_told(break_it, message, study, influence, tmp_path, capsys):

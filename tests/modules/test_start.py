@@ -40,7 +40,7 @@ def test_a_start_of_another_backbone_is_refused(tmp_path, tiny_qwen):
 def test_a_start_for_another_number_of_classes_is_refused(tmp_path, tiny_qwen):
     fingerprint = FullFineTuning(backbone=tiny_qwen, num_labels=3).backbone_fingerprint
     path = make_start(tmp_path, replace(REFERENCE, backbone_fingerprint=fingerprint)).path
-    with pytest.raises(StartError, match="tells 3 classes apart, the data has 5"):
+    with pytest.raises(StartError, match="was made for 3 classes, but the data has 5"):
         FullFineTuning(backbone=tiny_qwen, num_labels=5, start=str(path))
 
 

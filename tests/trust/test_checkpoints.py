@@ -40,11 +40,11 @@ CHANGES = {
     "wrong shape": (
         "lora",
         weights("head.weight", torch.zeros(7, 5)),
-        "asked for head.weight as numbers of shape (7, 32)",
+        "as head.weight, but the model needs numbers of shape (7, 32)",
     ),
-    "another kind of number": ("lora", weights("head.weight", torch.zeros(7, 32).int()), "found torch.int32 of shape"),
-    "a weight too many": ("lora", weights("extra", torch.zeros(1)), "asked for extra as nothing, found numbers"),
-    "a weight missing": ("lora", without("head.weight", "state_dict"), "shape (7, 32), found nothing"),
+    "another kind of number": ("lora", weights("head.weight", torch.zeros(7, 32).int()), "it has torch.int32 of shape"),
+    "a weight too many": ("lora", weights("extra", torch.zeros(1)), "as extra, but the model needs nothing"),
+    "a weight missing": ("lora", without("head.weight", "state_dict"), "it has nothing as head.weight"),
     "NaN": (
         "lora",
         weights("head.weight", torch.full((7, 32), float("nan"))),
@@ -58,14 +58,14 @@ CHANGES = {
     "no mask": ("influence", without("mask"), "The checkpoint holds no mask"),
     "a mask of another kind": ("influence", lambda c: {**c, "mask": 3}, "The mask is damaged: it lacks"),
     "a damaged mask": ("influence", without("packed", "mask"), "The mask is damaged: it lacks"),
-    "no condition": ("lora", without("condition"), "its 'condition' is missing or of another kind"),
+    "no condition": ("lora", without("condition"), "its 'condition' is missing or of a wrong type"),
     "a condition of tensors": (
         "lora",
         lambda c: {**c, "condition": {"seed": torch.zeros(2)}},
         "its 'condition' is missing",
     ),
-    "weights that are numbers": ("lora", weights("head.weight", 3), "its 'state_dict' is missing or of another kind"),
-    "a list": ("lora", lambda c: [1, 2], "its 'state_dict' is missing or of another kind"),
+    "weights that are numbers": ("lora", weights("head.weight", 3), "its 'state_dict' is missing or of a wrong type"),
+    "a list": ("lora", lambda c: [1, 2], "its 'state_dict' is missing or of a wrong type"),
     "another seed": ("lora", lambda c: {**c, "condition": c["condition"] | {"seed": 9}}, "made with seed 9"),
     "another backbone": (
         "lora",
