@@ -274,7 +274,7 @@ def from_hub(hub_roots, forks, hub_words, tmp_path_factory) -> dict[str, Any]:
 def test_a_hub_that_recovers_is_waited_for(hub_roots, forks, hub_words, from_hub, tmp_path):
     shutil.rmtree(forks.home)
     cut, log = ["--truncate", "model.safetensors", "--truncate-times", "2"], tmp_path / "log"
-    with serving(*hub_roots, *forks.port, "--fail-after", "22", "--fail-for", "3", *cut, "--log", str(log)):
+    with serving(*hub_roots, *forks.port, "--fail-after", "26", "--fail-for", "3", *cut, "--log", str(log)):
         done = forks.run(*hub_words, cwd=tmp_path, faults=[NO_PAUSE, NO_REPORT])
     assert done.returncode == 0, done.stderr
     answers = [json.loads(line) for line in log.read_text().splitlines()]
