@@ -172,7 +172,10 @@ def _run(target: Callable[..., None], connection: Connection, *args: Any) -> Non
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the first ends this one
     signal.signal(signal.SIGTERM, sigterm)  # within training it saves first
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    target(connection, *args)
+    try:
+        target(connection, *args)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the interpreter, which ends now, would print a traceback
 
 
 def end_processes(processes: Sequence[SpawnProcess], at_once: bool = False) -> None:
