@@ -9,14 +9,15 @@ import json
 import os
 import signal
 import sys
+from typing import Any
 
 import torch_xla._internal.tpu
 import torch_xla.debug.metrics as xla
 
 torch_xla._internal.tpu.num_available_devices = lambda: int(os.environ.get("CHIPS", "1"))
 
-from lightning_app import conditions  # noqa: E402
 from lightning_app.__main__ import main  # noqa: E402
+from lightning_app.grid import condition as conditions  # noqa: E402
 from modules.classifier import Classifier  # noqa: E402
 
 COUNTS: list[tuple[str, int]] = []
@@ -38,10 +39,10 @@ def on_train_epoch_start(module: Classifier) -> None:
     WHOLE_EPOCH_START(module)
 
 
-def run_condition(condition: conditions.Condition, verbose: bool) -> None:
+def run_condition(condition: conditions.Condition, *args: Any) -> None:
     """Counts at the start of a condition."""
     count(condition.arm)
-    WHOLE_RUN(condition, verbose)
+    WHOLE_RUN(condition, *args)
 
 
 if __name__ == "__main__":
