@@ -36,6 +36,7 @@ from lightning_app.run.configs import (
 )
 from lightning_app.run.messages import class_of, explain, unknown_key
 from lightning_app.run.overwrite import check_overwrite
+from lightning_app.run.precision import StudyTrainer
 from lightning_app.run.recorder import Recorder
 from modules import Caches, Classifier, StartError, TensorStore
 from modules.backbone import model_type, resolve_backbone
@@ -64,6 +65,7 @@ class SaveConfig(SaveConfigCallback):
         folder.mkdir(parents=True, exist_ok=True)
         config = self.config.clone()
         config.overwrite = False  # the saved file must not replace complete results when it is run again
+        config.trainer.precision = trainer.precision  # as chosen: another machine may choose another
         config.trainer.default_root_dir = None  # derived from the names, also if the run is repeated elsewhere
         if stage == "fit":
             config.ckpt_path = None  # a repeated fit starts from the beginning
@@ -98,6 +100,7 @@ class InfluenceCLI(LightningCLI):
                 datamodule_class=TextDataModule,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
+                trainer_class=StudyTrainer,
                 save_config_callback=SaveConfig,
                 seed_everything_default=0,
                 auto_configure_optimizers=False,
