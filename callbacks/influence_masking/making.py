@@ -1,4 +1,4 @@
-"""A mask from one gradient: selected, compared between processes, measured and timed."""
+"""Make a mask: take the gradient, select the weights, compare processes, measure the effect, and time each step."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ class Measurement:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-RESULTS = tuple(result.name for result in fields(Measurement))
+MEASUREMENT_FIELDS = tuple(result.name for result in fields(Measurement))
 
 
 def make_mask(

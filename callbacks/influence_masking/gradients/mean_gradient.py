@@ -21,11 +21,11 @@ from torchmetrics import Metric
 
 from influence_masking.errors import MaskingError
 from influence_masking.gradients.batches import CalibrationBatch, split
-from influence_masking.runtime.processes import ALONE, Ranks
+from influence_masking.runtime.processes import SINGLE_PROCESS, Ranks
 from influence_masking.runtime.sharding import local_part
 from influence_masking.runtime.xla import run_pending
 
-SUM_PIECE = 1 << 17  # elements per addition on the CPU: torch first copies them to float64
+SUM_PIECE_SIZE = 1 << 17  # elements per addition on the CPU: torch first copies them to float64
 
 LossFunction = Callable[[CalibrationBatch], Tensor]
 Progress = Callable[[Sequence[CalibrationBatch]], Iterator[CalibrationBatch]]
@@ -45,7 +45,7 @@ class Calibration:
 
     batches: Sequence[CalibrationBatch]
     loss_function: LossFunction
-    processes: Ranks = ALONE
+    processes: Ranks = SINGLE_PROCESS
     micro_batch_size: int | None = None
     progress: Progress = iter
 
@@ -109,9 +109,8 @@ def mean_gradient(candidates: Mapping[str, nn.Parameter], calibration: Calibrati
             "changes the last bits of the gradient."
         )
     loss, num_samples = _mean(losses, calibration.processes)
-    grads = _finish(
-        candidates, sums, num_samples, calibration.processes
-    )  # before the loss is checked: this error names a parameter
+    grads = _finish(candidates, sums, num_samples, calibration.processes)
+    # after the gradients, whose error names a parameter
     _check_finite_loss(loss, num_samples)
     return MeanGradient(grads, loss, num_samples, size)
 
@@ -183,7 +182,7 @@ class _Sums:
         if name not in self.by_name:
             self.by_name[name] = torch.zeros(grad.shape, dtype=_sum_type(grad.device), device=grad.device)
         total, grad = self.by_name[name].view(-1), grad.reshape(-1)
-        size = SUM_PIECE if grad.device.type == "cpu" else max(grad.numel(), 1)
+        size = SUM_PIECE_SIZE if grad.device.type == "cpu" else max(grad.numel(), 1)
         for some_total, some_grad in zip(total.split(size), grad.split(size), strict=True):
             some_total.add_(some_grad, alpha=self.weight)
         parameter.grad = None

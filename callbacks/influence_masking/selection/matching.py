@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from influence_masking.masks import bits
-from influence_masking.runtime.processes import ALONE, Ranks
-from influence_masking.selection.lowest import Scores, Weights, compare_with, kth_lowest, lowest, workers
+from influence_masking.runtime.processes import SINGLE_PROCESS, Ranks
+from influence_masking.selection.lowest import Scores, Weights, compare_with, kth_lowest, select_lowest, threaded_map
 from influence_masking.selection.scores import magnitude, random
 
 DECILES = 10
@@ -23,7 +23,7 @@ BOUND_MARGIN = 6.0  # standard deviations
 
 
 def select_matched(
-    weights: Sequence[Weights], informed: Sequence[Tensor], seed: int, processes: Ranks = ALONE
+    weights: Sequence[Weights], informed: Sequence[Tensor], seed: int, processes: Ranks = SINGLE_PROCESS
 ) -> list[Tensor]:
     """Select at random as many weights of each tensor and of each decile of its magnitudes as an informed mask has.
 
@@ -40,9 +40,9 @@ def select_matched(
     def match(part: Weights, packed: Tensor) -> Tensor:
         return _match(part, bits.unpack(packed, len(part)), seed, processes)
 
-    with workers(weights) as each:
+    with threaded_map(weights) as map_parts:
         # sums over processes must be in the same order everywhere, so with several there are no threads
-        return list((each if processes.count == 1 else map)(match, weights, informed))
+        return list((map_parts if processes.count == 1 else map)(match, weights, informed))
 
 
 class _Deciles(NamedTuple):
@@ -73,7 +73,7 @@ def _match(part: Weights, informed: Tensor, seed: int, processes: Ranks) -> Tens
     for number, count in enumerate(wanted.tolist()):
         members = (decile == number).nonzero().squeeze(1)
         drawn = Scores(Weights(part.name, noise[members], noise[members]), magnitude)
-        picked = bits.unpack(lowest([drawn], count, processes, map)[0], len(members))
+        picked = bits.unpack(select_lowest([drawn], count, processes, map)[0], len(members))
         chosen[places[members[picked]]] = True
     return bits.pack(chosen)
 

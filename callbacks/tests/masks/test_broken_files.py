@@ -12,7 +12,7 @@ import torch
 from models import Classifier, loader, quiet_trainer
 
 from influence_masking import InfluenceMasking, Mask, MaskingError
-from influence_masking.making import RESULTS
+from influence_masking.making import MEASUREMENT_FIELDS
 
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
@@ -128,7 +128,7 @@ def test_a_file_with_broken_metadata_is_refused_or_gives_its_mask(path: Path, da
 @hypothesis.given(data=st.data())
 def test_a_broken_state_in_a_checkpoint_is_refused_or_gives_its_mask(path: Path, data: Any) -> None:
     whole = Mask.load(path)
-    state = {"mask": whole.state_dict()} | dict.fromkeys(RESULTS)
+    state = {"mask": whole.state_dict()} | dict.fromkeys(MEASUREMENT_FIELDS)
     callback = InfluenceMasking()
     try:
         callback.load_state_dict(broken(data, state))

@@ -65,7 +65,7 @@ def joined(parts: list[Weights], found: list[list[Tensor]]) -> Tensor:
 def test_ranks_select_together_what_one_process_selects_and_communicate_little(
     case: str, scope: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selection, "SAMPLE", 1000)
+    monkeypatch.setattr(selection, "SAMPLE_SIZE", 1000)
     parts = pieces(case, SIZES)
     for tail, k in (("lowest", 1_253), ("highest", 12_000)):
         found, ranks = on_every_rank(
