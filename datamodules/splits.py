@@ -36,9 +36,9 @@ class Splits:
     """The rows of each split, and what the user should know about the others.
 
     Attributes:
-        rows: for each split the positions in the training pool, or for `eval` in the evaluation rows.
-        left_out: why rows of the training pool cannot be drawn, with the number of rows.
-        contradictions: texts that are there with different labels.
+        rows: For each split the positions in the training pool, or for `eval` in the evaluation rows.
+        left_out: Why rows of the training pool cannot be drawn, with the number of rows.
+        contradictions: Texts that are there with different labels.
     """
 
     rows: dict[str, list[int]]
@@ -60,7 +60,7 @@ def allocation(counts: Sequence[int]) -> Iterator[int]:
     Young (The Quota Method of Apportionment, 1975). The method of largest remainders does not have this property.
 
     Args:
-        counts: rows found of each class, at least one.
+        counts: Rows found of each class, at least one.
     """
     shares, total = [1] * len(counts), sum(counts)
     yield from range(len(counts))
