@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
-from lightning_app.report.loading import CURVES
+from lightning_app.report.loading import CURVE_TITLES
 from lightning_app.results import markdown
-from lightning_app.results.files import own_folder
+from lightning_app.results.files import make_report_folder
 from lightning_app.results.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Chart(NamedTuple):
 
 
 def write_dashboard(study: "Study", page: "Page") -> Path:
-    """Writes the runs that compare the arms of an experiment.
+    """Write the TensorBoard runs that compare the arms of an experiment.
 
     Args:
         study: The experiment.
@@ -44,7 +44,7 @@ def write_dashboard(study: "Study", page: "Page") -> Path:
     Returns:
         The folder of the runs: one per arm, and `overview` with the text cards and the layout of the custom pages.
     """
-    folder = own_folder(study.folder / DASHBOARD_FOLDER)
+    folder = make_report_folder(study.folder / DASHBOARD_FOLDER)
     shutil.rmtree(folder, ignore_errors=True)
     for arm, results in study.results.groupby("arm", sort=False):
         with _writer(folder / safe_tag(arm)) as writer:
@@ -69,24 +69,24 @@ def write_dashboard(study: "Study", page: "Page") -> Path:
 
 
 def safe_tag(name: object) -> str:
-    """A name that is safe as a folder and as a tag: anything but letters, digits, _ and - becomes _."""
+    """Return a name that is safe as a folder and as a tag: anything but letters, digits, _ and - becomes _."""
     return re.sub(r"[^\w-]+", "_", str(name))
 
 
 def _metrics() -> dict[str, str]:
-    """The titles of the metrics that are shown, by name."""
+    """Return the titles of the metrics in tables, by name."""
     return {name: metric.title for name, metric in METRICS.items() if metric.in_tables}
 
 
 def _pages(results: pd.DataFrame, curves: pd.DataFrame) -> dict[str, list[Chart]]:
-    """By dataset the charts of its page, without the curves that no arm has."""
+    """Return the charts of each dataset, without curves that no arm has."""
     pages = {}
     for dataset in results["dataset"].unique():
         drawn = set(curves.loc[curves["dataset"] == dataset, "curve"])
         charts = {f"{title} on eval, by seed": name for name, title in _metrics().items()}
         charts |= {
             f"{curve} by optimization step, mean over seeds": safe_tag(curve)
-            for curve in CURVES.values()
+            for curve in CURVE_TITLES.values()
             if curve in drawn
         }
         pages[dataset] = [Chart(title, f"{tag}/{safe_tag(dataset)}") for title, tag in charts.items()]
@@ -94,7 +94,7 @@ def _pages(results: pd.DataFrame, curves: pd.DataFrame) -> dict[str, list[Chart]
 
 
 def _cards(page: "Page") -> dict[str, str]:
-    """The report's answer and its first tables, as Markdown."""
+    """Return the report's answer and its first tables as Markdown."""
     answer = [f"**{markdown.escape(warning)}**" for warning in page.warnings] + [markdown.escape(page.answer)]
     cards = {"answer": "\n\n".join(answer)}
     for section in page.sections[:2]:

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import TENSORS, Even
 from influence_masking import Mask
 from lightning_app.errors import printable
 from lightning_app.report import write_report
-from lightning_app.report.page import no_formula
+from lightning_app.report.page import escape_formula
 from lightning_app.results import markdown
 from lightning_app.results.markdown import condition_card
 from lightning_app.results.records import settings_digest
@@ -182,4 +182,4 @@ def test_what_is_printed_does_not_steer_the_terminal(text):
     ],
 )
 def test_a_cell_is_no_formula(cell, written):
-    assert no_formula(cell) == written
+    assert escape_formula(cell) == written

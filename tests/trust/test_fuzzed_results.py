@@ -17,7 +17,7 @@ from mutations import broken_bytes, broken_values, examples, read_broken
 
 from lightning_app.errors import UsageError
 from lightning_app.grid.experiment import build_conditions, parse_options
-from lightning_app.report.figures import STYLE
+from lightning_app.report.figures import MATPLOTLIB_STYLE
 from lightning_app.report.sections import Study, build_page
 from lightning_app.results.metrics import METRICS
 from lightning_app.results.predictions import read_evaluation
@@ -181,7 +181,7 @@ def test_a_report_of_a_broken_file_is_refused_or_made(study, run, data):
     file = (run.parents[1] / "sweep" / "seed0" if name == "sweep.json" else run) / name
     whole = file.read_bytes()
     broken = data.draw(broken_values(json.loads(whole)) if name.endswith(".json") else broken_bytes(whole))
-    with rc_context(STYLE):
+    with rc_context(MATPLOTLIB_STYLE):
         read_broken(file, as_bytes(broken), lambda _: build_page(Study.read(study)))
 
 

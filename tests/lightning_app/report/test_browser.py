@@ -71,7 +71,7 @@ def test_the_report_shows_its_tables_and_figures_and_is_no_wider_than_the_screen
     page.set_viewport_size({"width": width, "height": 900})
     page.goto((study / "report.html").as_uri())
     expect(page.get_by_role("heading", level=1)).to_have_text("study")
-    expect(page.locator(".answer")).to_contain_text("masking hurts")
+    expect(page.locator(".answer")).to_contain_text("Masking hurts")
     for table in ("arms", "verdicts", "differences", "sweep", "mask_shares", "expected", "protocol"):
         page.locator(f"#table-{table}").scroll_into_view_if_needed()
         expect(page.locator(f"#table-{table}")).to_be_visible()

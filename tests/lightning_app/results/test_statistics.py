@@ -18,9 +18,9 @@ from torchmetrics.functional.classification import (
 from lightning_app.errors import UsageError
 from lightning_app.results import statistics
 from lightning_app.results.files import read_json, write_json, write_parquet
-from lightning_app.results.influence import jackknife
 from lightning_app.results.metrics import METRICS
 from lightning_app.results.predictions import Evaluation, evaluate, read_evaluation, stored_metrics
+from lightning_app.results.row_values import jackknife
 from lightning_app.results.statistics import (
     bootstrap_rows,
     half_width,

@@ -35,7 +35,7 @@ def study(seeds: int = 5, own: float = 0.1, rows: int = ROWS, dataset: str = "ss
 
 
 def differences(evaluations: list[Evaluation], resamples: int = 2000) -> list[Difference]:
-    """Those of the claim, dataset by dataset, with Holm's correction over all of them."""
+    """Those of the verdict_pairs, dataset by dataset, with Holm's correction over all of them."""
     found = statistics.differences(evaluations, CLAIM, CLAIM, ["accuracy"], resamples)
     return holm(found, lambda each: each.declared)
 
