@@ -50,7 +50,7 @@ def compare_arms(experiment: Path, results: pd.DataFrame, design: Design) -> Com
     for dataset, group in results.groupby("dataset", sort=False):
         evaluations, unread = read_evaluations(group["folder"])
         intervals.append(seed_intervals(evaluations))
-        pairs = [pair for pair in design.pairs if _common_seeds(evaluations, *pair)]
+        pairs = [(arm, other) for arm, other in design.pairs if _seeds(evaluations, arm) & _seeds(evaluations, other)]
         left_out += unread
         try:
             compared += differences(evaluations, pairs, design.declared)
@@ -78,10 +78,6 @@ def _verdicts(compared: list[Difference], design: Design, gaps: dict[tuple[str, 
 
 def _seeds(evaluations: list[Evaluation], arm: str) -> set[int]:
     return {evaluation.seed for evaluation in evaluations if evaluation.arm == arm}
-
-
-def _common_seeds(evaluations: list[Evaluation], arm: str, reference: str) -> set[int]:
-    return _seeds(evaluations, arm) & _seeds(evaluations, reference)
 
 
 def _gap(

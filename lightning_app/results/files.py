@@ -68,8 +68,7 @@ def make_folder(path: Path) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON object atomically."""
-    text = json.dumps(content, indent=2, allow_nan=True) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, json.dumps(content, indent=2, allow_nan=True) + "\n")
 
 
 def write_parquet(path: Path, table: "pyarrow.Table") -> None:
