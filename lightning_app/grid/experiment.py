@@ -22,7 +22,7 @@ from lightning_app.results.files import METRICS_FILE, check_name, make_folder, r
 from lightning_app.results.identity import Arm
 from lightning_app.results.settings import describe_difference
 from lightning_app.run.configs import (
-    Choice,
+    GridEntry,
     choose_arm,
     config_file,
     configs_folder,
@@ -41,7 +41,7 @@ PLACING = re.compile(r"(outputs|experiment|dataset|arm\.(name|overlay|starts_fro
 
 
 def build_parser() -> ArgumentParser:
-    """The options of `influence experiment`."""
+    """Return the options of `influence experiment`."""
     parser = ArgumentParser(
         prog="influence experiment",
         description="Runs every condition of datasets x arms x seeds. Complete conditions are not run again; a "
@@ -121,7 +121,7 @@ def parse_options(argv: list[str]) -> Namespace:
 
 
 def _join_lists(words: list[str]) -> list[str]:
-    """Writes `--datasets a b` as `--datasets=[a, b]`, and `--set a b` as two values appended to those of a config."""
+    """Write `--datasets a b` as `--datasets=[a, b]`, and `--set a b` as two values appended to those of a config."""
     joined: list[str] = []
     rest = list(words)
     while rest:
@@ -160,7 +160,7 @@ def experiment_folder(options: Namespace) -> Path:
 
 
 def build_conditions(options: Namespace, folder: Path) -> list[Condition]:
-    """The grid, each arm after the one that it starts from, which is added where it is missing.
+    """Return the grid, each arm after the one that it starts from, which is added where it is missing.
 
     Raises:
         UsageError: On an unknown dataset, arm or accelerator, two of one name, an empty list, or an option of `--set`
@@ -187,7 +187,7 @@ def build_conditions(options: Namespace, folder: Path) -> list[Condition]:
     ]
 
 
-def _condition(options: Namespace, folder: Path, dataset: Choice, choice: Choice, seed: int) -> Condition:
+def _condition(options: Namespace, folder: Path, dataset: GridEntry, choice: GridEntry, seed: int) -> Condition:
     arm = cast(Arm, choice.arm)
     configs = [configs_folder() / "base.yaml", *dataset.files, *choice.files]
     if options.accelerator:
@@ -206,7 +206,7 @@ def _condition(options: Namespace, folder: Path, dataset: Choice, choice: Choice
         tuple(configs),
         options.overwrite,
         arm.starts_from,
-        (dataset.typed, choice.typed),
+        (dataset.argument, choice.argument),
         (*names, f"--arm.overlay={arm.overlay}") if arm.overlay else tuple(names),
     )
 
@@ -247,7 +247,7 @@ def _difference(made: dict[str, Any], condition: Condition) -> str:
 
 
 def check_inputs(conditions: list[Condition]) -> Plan:
-    """Builds every arm with its Trainer and prepares every dataset, to find mistakes before any training.
+    """Build every arm with its Trainer and prepare every dataset, to find mistakes before any training.
 
     Raises:
         UsageError, BackboneError, DataError, MaskingError, OptionError: If a condition cannot run.
@@ -296,7 +296,7 @@ def check_trainer(trainer: Any) -> None:
 def run_conditions(
     conditions: list[Condition], todo: list[Condition], costs: Mapping[Condition, int], workers: Workers
 ) -> dict[Condition, str]:
-    """Runs the conditions in `todo`, and reports the others as complete.
+    """Run the conditions in `todo`, and report the others as complete.
 
     Returns:
         The reason of each failure; empty if every condition is complete.
@@ -323,7 +323,7 @@ def run_conditions(
 
 
 def _run_todo(options: Namespace, conditions: list[Condition], todo: list[Condition]) -> dict[Condition, str]:
-    """Checks and runs the conditions in this process, on several devices, or on a cluster."""
+    """Check and run the conditions in this process, on several devices, or on a cluster."""
     if options.engine == "ray" and todo:
         from lightning_app.grid.cluster import RayCluster
 
@@ -346,7 +346,7 @@ def _headline(condition: Condition) -> str:
 
 
 def main(argv: list[str], report: Callable[[Path], str]) -> int:
-    """Runs an experiment, and prints what `report` makes of its folder.
+    """Run an experiment, and print what `report` makes of its folder.
 
     Returns:
         0 if every condition is complete, 1 if one failed.
