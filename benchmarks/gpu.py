@@ -102,7 +102,7 @@ class Clock(Callback):
 
 
 def main() -> None:
-    """Prints the tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="qwen2-0.5b")
     parser.add_argument("--layers", type=int, help="of the model, where it is to have others than its size says")
@@ -142,7 +142,7 @@ def be_quiet() -> None:
 
 
 def precision() -> str:
-    """That of the settings."""
+    """Return the one of the settings."""
     return settings["trainer"]["precision"]
 
 
@@ -166,7 +166,7 @@ def matrix_rate() -> float:
 
 
 def data_of(folder: str, cache: Path, like: str, options: argparse.Namespace) -> GeneratedText:
-    """The generated data set."""
+    """Return the generated data set."""
     sizes = {"head_init_size": options.train_rows // 2, "dev_size": options.train_rows // 2}
     loading = settings.get("data", {}).get("init_args", {})
     return GeneratedText(
@@ -198,7 +198,7 @@ def trainer_of(folder: Path, clock: Clock, epochs: int) -> Trainer:
 
 
 def measure(folder: str, scratch: Path, like: str, options: argparse.Namespace) -> dict[str, Measured]:
-    """All work on one data set."""
+    """Return all work on one data set."""
     data = data_of(folder, scratch, like, options)
     kinds: dict[str, type[Classifier]] = {"full_ft": FullFineTuning, "lora": LoRA, "gradient": Influence}
     found = {}
@@ -233,7 +233,7 @@ def gradient_seconds(module: Classifier, data: GeneratedText, scratch: Path) -> 
 
 
 def measured(times: list[float], rows: TokenizedRows, module: Classifier, work: str) -> Measured:
-    """Puts together what was found; the first time is left out of the best where there are others."""
+    """Put together what was found; the first time is left out of the best where there are others."""
     flops = PASSES[work] * forward_flops(rows.lengths, module)
     return Measured(sum(rows.lengths), min(times[1:] or times), times[0], flops, memory())
 
@@ -280,7 +280,7 @@ def peers(folder: str, scratch: Path, options: argparse.Namespace) -> dict[str, 
 
 
 def print_rates(ours: dict[str, dict[str, Measured]], peer: dict[str, dict[str, float]], device_rate: float) -> None:
-    """The first table."""
+    """Print the first table."""
     print(
         "| data set | work | tokens/s | TFLOP/s | % of the device | first time s | then s | GB | peer's tokens/s |",
         end="",
@@ -297,7 +297,7 @@ def print_rates(ours: dict[str, dict[str, Measured]], peer: dict[str, dict[str, 
 
 
 def print_projection(ours: dict[str, dict[str, Measured]], options: argparse.Namespace) -> None:
-    """What the conditions of the study would take at these rates, all rows counted."""
+    """Print what the conditions of the study would take at these rates, all rows counted."""
     print(f"\nProjected seconds, {options.projected_epochs} epochs of lora and full_ft, without loading and files")
     print(f"\n| data set | {' | '.join(ARMS)} | all |\n|---|---|---|---|---|---|")
     total = 0.0
@@ -321,7 +321,7 @@ def projected(like: str, works: dict[str, Measured], options: argparse.Namespace
 
 
 def run_experiment(folder: str, scratch: Path, options: argparse.Namespace) -> None:
-    """Times the four arms by the command that users give, on the first data set."""
+    """Time the four arms by the command that users give, on the first data set."""
     missing = [name for name in NEEDED if not find_spec(name)]
     if missing:
         print(f"left out: influence experiment, which needs {missing}")

@@ -32,7 +32,7 @@ NAMES = {"hold": "plain loop", "none": "Trainer", "pruning": "Trainer with Model
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, value in (("layers", 24), ("steps", 6), ("samples", 8), ("length", 64)):
         parser.add_argument(f"--{name}", type=int, default=value)

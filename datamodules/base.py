@@ -52,7 +52,7 @@ class TextDataModule(LightningDataModule, ABC):
         eval_tokens: Tokens per batch of dev or eval, padding included, instead of `eval_batch_size` rows, to keep a
             GPU busy. None: use `eval_batch_size`. Metrics are equal except for rounding.
         max_length: Texts are cut to this many tokens.
-        head_init_size: Rows that train the head of the baseline start.
+        head_init_size: Rows that train the head of the baseline.
         train_size: Rows that train the arms and from which masks are made.
         dev_size: Rows for early stopping and every choice.
         eval_size: Rows of the evaluation split, stratified; None for all of them. Changes no other split.

@@ -98,7 +98,7 @@ class Classifier(LightningModule):
             compile_layers(self.backbone)
 
     def _new_head(self, width: int, config: PretrainedConfig) -> nn.Linear:
-        """New head, initialized as in transformers: normal with the config's `initializer_range`, or 0.02."""
+        """Return a new head, initialized as in transformers: normal with the config's `initializer_range`, or 0.02."""
         head = nn.Linear(width, self.num_labels, bias=self.pooling == "mean")
         nn.init.normal_(head.weight, std=getattr(config, "initializer_range", 0.02))
         if head.bias is not None:
@@ -129,7 +129,7 @@ class Classifier(LightningModule):
         return self
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """One vector per text, `[batch, hidden]`, from right-padded `[batch, tokens]` ids and mask."""
+        """Return one vector per text, `[batch, hidden]`, from right-padded `[batch, tokens]` ids and mask."""
         seen = visible(attention_mask, self.family.causal)
         hidden = self.backbone(input_ids=input_ids, attention_mask=seen).last_hidden_state
         return pool(hidden, attention_mask, self.pooling)
@@ -139,7 +139,7 @@ class Classifier(LightningModule):
         return self.head(self.encode(input_ids, attention_mask)).float()
 
     def _logits(self, batch: Batch, features: Features | None) -> Tensor:
-        """The logits of `forward`, from cached features if there are any."""
+        """Return the logits of `forward`, from cached features if there are any."""
         if features is None:
             return self(batch["input_ids"], batch["attention_mask"])
         return self.head(features.of(batch["row"])).float()
@@ -175,7 +175,7 @@ class Classifier(LightningModule):
         return datamodule if hasattr(datamodule, "split_key") else None
 
     def _frozen_features(self, split_of: Callable[[Any], str]) -> Features | None:
-        """The features of a split; None if the backbone trains, or if computing all rows would cost more than it saves.
+        """Return the features of a split; None if the backbone trains, or if computing all rows would not pay.
 
         With `limit_*_batches` (`fast_dev_run` sets them) only some rows are read. With several processes each reads
         only its own.
@@ -261,7 +261,7 @@ class Classifier(LightningModule):
         """Return the check of the start against the data; arms add their own callbacks after it."""
         return [CheckStart()] if self.start else []
 
-    def identity(self) -> dict[str, Any]:
+    def checkpoint_identity(self) -> dict[str, Any]:
         """Return what a checkpoint and the model that loads it must have in common; arms add their options."""
         datamodule = self._datamodule
         data = {"dataset": datamodule.name, "splits": datamodule.fingerprint} if datamodule else {}
@@ -269,7 +269,7 @@ class Classifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave frozen backbone weights out: the checkpoint refers to the backbone instead of copying it."""
-        checkpoint["condition"] = self.identity()
+        checkpoint["condition"] = self.checkpoint_identity()
         checkpoint["backbone"] = {"name": self.backbone_name, "fingerprint": self.backbone_fingerprint}
         for name in self._frozen_names():
             del checkpoint["state_dict"][name]
@@ -281,7 +281,7 @@ class Classifier(LightningModule):
             CheckpointError: If the checkpoint belongs to another condition or backbone, its weights do not fit, or a
                 fit is to resume from a checkpoint of weights alone.
         """
-        stored, asked = checkpoint.get("condition") or {}, self.identity()
+        stored, asked = checkpoint.get("condition") or {}, self.checkpoint_identity()
         differences = [name for name in asked if name in ("arm", *stored) and stored.get(name) != asked[name]]
         if differences:
             name = differences[0]

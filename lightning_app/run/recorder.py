@@ -57,7 +57,7 @@ class MetricLogger(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
-        """Keeps rows, labels and logits.
+        """Keep rows, labels and logits.
 
         They stay on a GPU, which would have to wait after each batch for a copy. XLA would make the next batch part of
         its program, so there they are copied.
@@ -94,7 +94,7 @@ class Recorder(MetricLogger):
         self._started: dict[str, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Starts the clock and the memory gauge of a phase, and deletes the results of an earlier fit.
+        """Start the clock and the memory gauge of a phase, and delete the results of an earlier fit.
 
         Raises:
             UsageError: If there is no identity to record.
@@ -108,11 +108,11 @@ class Recorder(MetricLogger):
         reset_peak_memory(trainer.strategy.root_device)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock of the training; set-up, with the gradient of a mask, comes before."""
+        """Start the clock of the training; set-up, with the gradient of a mask, comes before."""
         self._started["train"] = perf_counter()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the mask and what is known of the training."""
+        """Save the mask and what is known of the training."""
         now, folder = perf_counter(), Path(trainer.default_root_dir)
         if not trainer.is_global_zero or cast(Any, trainer).fast_dev_run:
             return
@@ -133,7 +133,7 @@ class Recorder(MetricLogger):
         write_json(folder / FIT_FILE, record)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes predictions, then metrics, after an evaluation by itself."""
+        """Write predictions, then metrics, after an evaluation by itself."""
         if trainer.state.fn != "fit" and trainer.is_global_zero:
             write_parquet(Path(trainer.default_root_dir) / PREDICTIONS_FILE, predictions_table(self.columns))
             self._write_metrics(trainer, pl_module)
@@ -141,7 +141,7 @@ class Recorder(MetricLogger):
     on_test_end = on_validation_end
 
     def _names(self, pl_module: LightningModule) -> dict[str, Any]:
-        """The names and the kind of the condition, as the user gave them."""
+        """Return the names and the kind of the condition, as the user gave them."""
         identity = cast(Identity, self.identity)
         arm = identity.arm
         return {
@@ -187,7 +187,7 @@ class Recorder(MetricLogger):
 
 
 def _of_all_processes(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The batches of all processes end to end on the CPU, without places that only fill a batch."""
+    """Return the batches of all processes end to end on the CPU, without places that only fill a batch."""
     parts = []
     if batches:  # a process may have none
         whole = {key: torch.cat([batch[key] for batch in batches]).cpu() for key in batches[0]}
@@ -212,7 +212,7 @@ def predictions_table(columns: dict[str, torch.Tensor]) -> pa.Table:
 
 
 def sweep_record(result: SweepResult) -> dict[str, Any]:
-    """What `sweep.json` holds: the metrics on dev without a mask and under each mask."""
+    """Return what `sweep.json` holds: the metrics on dev without a mask and under each mask."""
     points = [
         {key: value for key, value in asdict(point).items() if key != "metrics"} | compute_metrics(*predictions)
         for point, predictions in zip(result.points, result.predictions, strict=True)
@@ -233,13 +233,13 @@ def _masking_record(callback: InfluenceMasking) -> dict[str, Any]:
 
 
 def _gradient_seconds(callback: InfluenceMasking) -> dict[str, float]:
-    """What the gradient took, also where another arm of this process had taken it before."""
+    """Return what the gradient took, also where another arm of this process had taken it before."""
     seconds = getattr(callback, "gradient_seconds", None)
     return {} if seconds is None else {"gradient": seconds}
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Starts a new gauge: the device's own on CUDA, the process's high-water mark on Linux."""
+    """Start a new gauge: the device's own on CUDA, the process's high-water mark on Linux."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":

@@ -29,7 +29,7 @@ ARMS = {
 
 
 def write_condition(folder: Path, dataset: str, arm: str, seed: int, accuracy: float, **more) -> Path:
-    """Writes `metrics.json` of a complete condition; returns its folder."""
+    """Write `metrics.json` of a complete condition; return its folder."""
     run = folder / dataset / arm / f"seed{seed}"
     metrics = {
         "dataset": dataset,
@@ -65,7 +65,7 @@ def write_condition(folder: Path, dataset: str, arm: str, seed: int, accuracy: f
 
 
 def agree(run: Path) -> Path:
-    """Makes the metrics of a condition those of its predictions, where both are there; returns its folder."""
+    """Make the metrics of a condition those of its predictions, where both are there; return its folder."""
     if (run / "predictions.parquet").is_file() and (run / "metrics.json").is_file():
         metrics, table = read_json(run / "metrics.json"), pq.read_table(run / "predictions.parquet").to_pydict()
         evaluation = evaluate("", "", 0, *(np.array(table[name]) for name in ("row", "label", "logits")))
@@ -146,7 +146,7 @@ def experiment(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def write() -> type:
-    """The writers of this file."""
+    """Return the writers of this file."""
 
     class Write:
         condition, predictions, study = map(staticmethod, (write_condition, write_predictions, write_study))

@@ -10,7 +10,7 @@ from modules import Caches
 
 @pytest.fixture
 def docstrings(tiny_qwen: str, data_cache: Path) -> Callable[..., Docstrings]:
-    """Makes datamodules of 50 rows a split."""
+    """Make datamodules of 50 rows a split."""
 
     def make(**options: object) -> Docstrings:
         sizes = {f"{split}_size": 50 for split in ("head_init", "train", "dev", "eval")}
@@ -21,7 +21,7 @@ def docstrings(tiny_qwen: str, data_cache: Path) -> Callable[..., Docstrings]:
 
 @pytest.fixture
 def trainer(tmp_path: Path) -> Callable[..., Trainer]:
-    """Makes Trainers that leave nothing but what a module itself writes, in an empty folder."""
+    """Make Trainers that leave nothing but what a module itself writes, in an empty folder."""
     quiet: dict = dict.fromkeys(
         ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
     )
@@ -37,7 +37,7 @@ def caches() -> Caches:
 
 @pytest.fixture
 def backbone_calls() -> Callable[[LightningModule], list[int]]:
-    """Counts, in the list that it returns, the rows of each call of a module's backbone."""
+    """Count, in the list that it returns, the rows of each call of a module's backbone."""
 
     def count(module: LightningModule) -> list[int]:
         calls: list[int] = []

@@ -33,7 +33,7 @@ NOT_CANDIDATES = (
 
 @torch.no_grad()
 def in_a_batch_and_alone(read: Any) -> tuple[Tensor, Tensor]:
-    """What `read` makes of the rows of a padded batch, and of each row alone."""
+    """Return what `read` makes of the rows of a padded batch, and of each row alone."""
     alone = [read(IDS[row : row + 1, :n], MASK[row : row + 1, :n]) for row, n in enumerate(LENGTHS)]
     return read(IDS, MASK), torch.cat(alone)
 

@@ -111,7 +111,7 @@ def test_a_sweep_ranks_weights_within_the_scope_of_its_options(masked, tiny_qwen
 
 @pytest.fixture
 def saved(tiny_qwen, docstrings, trainer, tmp_path):
-    """Saves a checkpoint of a masked model; returns its content and the model."""
+    """Save a checkpoint of a masked model; return its content and the model."""
 
     def save(weights_only):
         module, path = Influence(backbone=tiny_qwen, num_labels=7), tmp_path / "saved.ckpt"

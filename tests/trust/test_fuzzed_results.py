@@ -36,7 +36,7 @@ READERS = {
 
 @pytest.fixture
 def run(study: Path) -> Path:
-    """The folder of a condition that has a mask."""
+    """Return the folder of a condition that has a mask."""
     return study / "docstrings" / "influence" / "seed0"
 
 
@@ -46,7 +46,7 @@ def as_bytes(content: Any) -> bytes:
 
 
 def read_or_refuse(file: Path, content: Any, read: Any) -> Any:
-    """What is read of a broken file; None if it is refused by name."""
+    """Return what is read of a broken file; None if it is refused by name."""
     found, refusal = read_broken(file, as_bytes(content), read)
     assert refusal is None or file.name in refusal
     return found
@@ -108,12 +108,12 @@ def test_predictions_with_broken_bytes_are_refused_or_read_as_they_were(run, dat
 
 
 def with_column(name: str, change: Any) -> Any:
-    """A change of one column of the predictions."""
+    """Return a change of one column of the predictions."""
     return lambda table: table.set_column(table.column_names.index(name), name, change(table.column(name)))
 
 
 def logits(change: Any) -> Any:
-    """A change of the logits, as an array [rows, classes]."""
+    """Return a change of the logits, as an array [rows, classes]."""
     return with_column("logits", lambda column: pa.array(list(change(np.array(column.to_pylist())))))
 
 

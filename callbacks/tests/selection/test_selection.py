@@ -40,7 +40,7 @@ def pieces(case: str, sizes: tuple[int, ...] = SIZES) -> list[Weights]:
 
 
 def by_sorting(parts: list[Weights], k: int, score: str, tail: str) -> Tensor:
-    """Flags of the k lowest (highest) scores, the first of equal ones, by a stable sort of all of them."""
+    """Return flags of the k lowest (highest) scores, the first of equal ones, by a stable sort of all of them."""
     scores = torch.cat([SCORES[score](part.theta.float(), part.grad) for part in parts])
     order = torch.sort(scores if tail == "lowest" else -scores, stable=True).indices
     flags = torch.zeros(len(scores), dtype=torch.bool)

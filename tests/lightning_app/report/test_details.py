@@ -15,7 +15,7 @@ UP, DOWN = "layers.0.mlp.up.weight", "layers.1.mlp.down.weight"
 
 
 def write_masked(write, folder, dataset: str, arm: str, seed: int, up: int, down: int) -> None:
-    """A condition whose mask has the first `up` and the first `down` of 8 weights each."""
+    """Write a condition whose mask has the first `up` and the first `down` of 8 weights each."""
     first = torch.arange(8)
     run = folder / dataset / arm / f"seed{seed}"
     digest = write.mask(run, {UP: first < up, DOWN: first < down})

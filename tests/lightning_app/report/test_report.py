@@ -30,7 +30,7 @@ class Outline(HTMLParser):
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory, write) -> Path:
-    """An experiment that has something for every section, and its report."""
+    """Return an experiment that has something for every section, and its report."""
     folder = write.study(
         tmp_path_factory.mktemp("outputs") / "study", baseline=0.75, influence=0.52, random_matched=0.73
     )

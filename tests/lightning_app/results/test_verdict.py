@@ -15,7 +15,7 @@ CLAIM = (("influence", "baseline"), ("influence", "random_matched"))
 def evaluation(
     arm: str, seed: int, accuracy: float, own: float, rows: int = ROWS, dataset: str = "sst2", draw: int = 0
 ) -> Evaluation:
-    """A condition whose true accuracy is given.
+    """Return a condition whose true accuracy is given.
 
     A share `own` of its rows is right or wrong by chance of its own; the rest by how easy the row is, to all alike.
     """

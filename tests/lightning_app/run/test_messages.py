@@ -22,7 +22,7 @@ class ParseOnly(InfluenceCLI):
         """Places nothing."""
 
     def instantiate_classes(self) -> None:
-        """Builds nothing."""
+        """Build nothing."""
 
 
 def told(*words: str, arm: str = "influence") -> str:
