@@ -48,7 +48,7 @@ class MeanPooled(nn.Module):
 
 
 def main() -> None:
-    """Trains the three arms in turn and prints one JSON object an arm."""
+    """Train the three arms in turn and print one JSON object an arm."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("splits", help="Parquet file with the columns text, label and split.")
     parser.add_argument("backbone", help="Folder of the encoder.")

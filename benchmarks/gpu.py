@@ -78,7 +78,7 @@ class Measured:
 
     @property
     def rate(self) -> float:
-        """Tokens a second."""
+        """Return tokens a second."""
         return self.tokens / self.seconds
 
 
@@ -133,7 +133,7 @@ def main() -> None:
 
 
 def be_quiet() -> None:
-    """Leaves nothing to read but the tables."""
+    """Leave nothing to read but the tables."""
     warnings.simplefilter("ignore")
     disable_progress_bar()
     set_verbosity_error()
@@ -147,7 +147,7 @@ def precision() -> str:
 
 
 def now() -> float:
-    """Seconds, when the device has finished."""
+    """Return seconds, when the device has finished."""
     if CUDA:
         torch.cuda.synchronize()
     return perf_counter()
@@ -224,7 +224,7 @@ def measure(folder: str, scratch: Path, like: str, options: argparse.Namespace) 
 
 
 def gradient_seconds(module: Classifier, data: GeneratedText, scratch: Path) -> float:
-    """Seconds of the pass over the calibration rows; the module is masked afterwards, which costs it nothing."""
+    """Return seconds of the pass over the calibration rows; the module is masked afterwards, which costs it nothing."""
     module.caches = Caches()
     masking = module.masking
     masking.mask = None
@@ -248,7 +248,7 @@ def forward_flops(lengths: list[int], module: Classifier) -> float:
 
 
 def reset_memory() -> None:
-    """Begins a new gauge."""
+    """Begin a new gauge."""
     if CUDA:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -257,12 +257,12 @@ def reset_memory() -> None:
 
 
 def memory() -> int:
-    """Bytes at the highest since then: of the GPU, or of the process."""
+    """Return bytes at the highest since then: of the GPU, or of the process."""
     return torch.cuda.max_memory_allocated() if CUDA else resident("VmHWM")
 
 
 def peers(folder: str, scratch: Path, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Tokens a second of Hugging Face Trainer and peft on the same rows, by data set and work."""
+    """Return tokens a second of Hugging Face Trainer and peft on the same rows, by data set and work."""
     missing = [name for name in ("accelerate", "peft") if not find_spec(name)]
     if missing:
         print(f"left out: the peer, which needs {missing}\n")
@@ -309,7 +309,7 @@ def print_projection(ours: dict[str, dict[str, Measured]], options: argparse.Nam
 
 
 def projected(like: str, works: dict[str, Measured], options: argparse.Namespace) -> dict[str, float]:
-    """Seconds of each arm on a data set."""
+    """Return seconds of each arm on a data set."""
     rows = min(options.eval_rows, EVAL_ROWS[like])
     evaluation = works["evaluation"].seconds * EVAL_ROWS[like] / rows
     train = works["full_ft"].tokens / works["evaluation"].rate  # forward over the training rows

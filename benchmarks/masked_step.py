@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def hold(options: argparse.Namespace) -> None:
-    """Alternates steps with and without held weights."""
+    """Alternate steps with and without held weights."""
     module = QwenClassifier(options.layers)
     optimizer = module.configure_optimizers()
     candidates = find_candidates(module)
@@ -94,7 +94,7 @@ class Clock(Callback):
 
 
 def trainer(options: argparse.Namespace) -> None:
-    """Trains two epochs; `ModelPruning` prunes at the end of the first, and the second is timed."""
+    """Train two epochs; `ModelPruning` prunes at the end of the first, and the second is timed."""
     module, clock = QwenClassifier(options.layers), Clock()
     modules = dict(module.named_modules())
     pruned = [(modules[name.removesuffix(".weight")], "weight") for name in find_candidates(module)]

@@ -149,7 +149,7 @@ def is_exact(theta: list[Tensor], grad: list[Tensor], selected: list[Tensor], k:
 
 
 def tensors(weights: int, kind: str) -> tuple[list[Tensor], list[Tensor]]:
-    """Weights and gradients in the shapes of Qwen2-0.5B's layers, flat, as many layers as it takes."""
+    """Return weights and gradients in the shapes of Qwen2-0.5B's layers, flat, as many layers as it takes."""
     layers = max(round(weights / sum(a * b for a, b in QWEN_LAYER)), 1)
     sizes = [a * b for _ in range(layers) for a, b in QWEN_LAYER]
     generator = torch.Generator().manual_seed(0)

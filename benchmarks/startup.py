@@ -71,7 +71,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
 
 
 def timed(command: list[str]) -> float:
-    """Seconds of a command that must succeed."""
+    """Return seconds of a command that must succeed."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "callbacks"), os.environ.get("PYTHONPATH", "")])
     start = perf_counter()
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)

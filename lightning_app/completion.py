@@ -29,10 +29,10 @@ class Commands(InfluenceCLI):
         self.config = Namespace(subcommand=None, seed_everything=False)
 
     def before_instantiate_classes(self) -> None:
-        """Skips the folder of a run."""
+        """Skip the folder of a run."""
 
     def instantiate_classes(self) -> None:
-        """Skips model, data and Trainer."""
+        """Skip model, data and Trainer."""
 
 
 def build_parser() -> ArgumentParser:

@@ -85,7 +85,7 @@ def load_backbone(name: str) -> PreTrainedModel:
 
 
 def prepared(backbone: Any) -> PreTrainedModel:
-    """Leaves of a pretrained transformer what a classifier needs: its token states, each text read once and whole."""
+    """Return a pretrained transformer with what a classifier needs: token states, each text read once and whole."""
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None  # pooling is ours; unused weights would be counted, decayed and saved
     backbone.config.use_cache = False  # keys and values of a text that is read once are of no use
@@ -163,7 +163,7 @@ def pool(hidden: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
 
 
 def compile_layers(backbone: nn.Module, backend: str = "inductor") -> None:
-    """Has each transformer layer compiled in place when it is first called; modules and their names stay as they are.
+    """Compile each transformer layer in place when it is first called; modules and their names stay as they are.
 
     One layer is compiled and serves all, for batches of any size and length; the whole model would take as many times
     longer to compile as it has layers. Training, evaluation, the gradient of a mask and a batch of one row are programs
@@ -176,7 +176,7 @@ def compile_layers(backbone: nn.Module, backend: str = "inductor") -> None:
 
 
 def backbone_fingerprint(backbone: nn.Module) -> str:
-    """SHA-256 over every parameter's name and shape and 64 of its values: tells backbones apart in milliseconds.
+    """Return a SHA-256 over every parameter's name and shape and 64 of its values, in milliseconds.
 
     The values are taken at even distances over each tensor, so that half a billion weights need not be read.
     """

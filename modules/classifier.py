@@ -165,7 +165,7 @@ class Classifier(LightningModule):
         self.on_validation_start()
 
     def backbone_state(self) -> str:
-        """Cache key of the backbone's weights."""
+        """Return the cache key of the backbone's weights."""
         return self.backbone_fingerprint
 
     @property
@@ -237,7 +237,7 @@ class Classifier(LightningModule):
         return {"row": batch["row"], "logits": self(batch["input_ids"], batch["attention_mask"])}
 
     def configure_optimizers(self) -> Any:
-        """AdamW over the trainable weights, with linear warm-up and linear decay to 0, updated every step."""
+        """Return AdamW over the trainable weights, with linear warm-up and linear decay to 0, updated every step."""
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
         if not trainable:
             return None

@@ -152,7 +152,7 @@ def _departs(config: Any, row: Family) -> bool:
 
 
 def state_width(backbone: PreTrainedModel) -> int:
-    """Width of a token's last state."""
+    """Return the width of a token's last state."""
     projected = getattr(backbone.config, "word_embed_proj_dim", None)  # OPT 350m leaves its blocks narrower than it is
     return projected or backbone.config.hidden_size
 
@@ -191,7 +191,7 @@ def _unfit(backbone: PreTrainedModel, name: str, fault: str) -> BackboneError:
 
 
 def input_fault(backbone: Any) -> str | None:
-    """Why a backbone, or its class with a `config`, cannot classify texts; None if it can."""
+    """Return why a backbone, or its class with a `config`, cannot classify texts; None if it can."""
     if backbone.main_input_name != "input_ids":
         return f"it takes {backbone.main_input_name} instead of token ids"
     if not isinstance(getattr(backbone.config, "hidden_size", None), int):
@@ -218,7 +218,7 @@ def _probe(backbone: PreTrainedModel) -> tuple[bool, str | None]:
 
 
 def _probe_batch(config: Any) -> tuple[Tensor, Tensor]:
-    """Ids and mask of two rows of `PROBE_LENGTHS`, right-padded; ids from the middle of the vocabulary are words."""
+    """Return ids and mask of two right-padded rows of `PROBE_LENGTHS`; ids in the middle of a vocabulary are words."""
     vocabulary = config.vocab_size if isinstance(getattr(config, "vocab_size", None), int) else 100
     pad = config.pad_token_id if isinstance(getattr(config, "pad_token_id", None), int) else 0
     mask = (torch.arange(max(PROBE_LENGTHS)) < torch.tensor(PROBE_LENGTHS)[:, None]).long()
@@ -233,7 +233,7 @@ def _states(backbone: PreTrainedModel, ids: Tensor, mask: Tensor | None) -> Tens
 
 
 def _difference(left: Tensor, right: Tensor) -> float:
-    """Largest difference, relative to the largest value; infinite if a value is not finite."""
+    """Return the largest difference, relative to the largest value; infinite if a value is not finite."""
     largest = float((left - right).abs().max() / left.abs().max().clamp(min=1e-12))
     return inf if isnan(largest) else largest
 

@@ -115,7 +115,7 @@ def _numbered(name: str, number: int) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Labels a file, and says what was added."""
+    """Label a file, and say what was added."""
     options = build_parser().parse_args(argv)
     source, target = Path(options.input), Path(options.output)
     check_ending(target)

@@ -120,7 +120,7 @@ class Condition:
         return {"configs": [read_config(path) for path in self.configs], "overrides": list(self.args)}
 
     def digest(self) -> str:
-        """SHA-256 of the settings that can change the result."""
+        """Return the SHA-256 of the settings that can change the result."""
         return settings_digest(self.settings())
 
     def record(self) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def _keep_traceback(condition: Condition) -> str:
 
 
 def run_condition(condition: Condition, caches: "Caches | None" = None, verbose: bool = False) -> None:
-    """Fits and validates one condition by the same code as `influence fit` and `influence validate`.
+    """Fit and validate one condition by the same code as `influence fit` and `influence validate`.
 
     A fit that was stopped resumes from its last checkpoint. Unless `verbose`, Lightning's messages are not printed.
     """

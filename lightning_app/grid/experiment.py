@@ -141,7 +141,7 @@ def _join_lists(words: list[str]) -> list[str]:
 
 
 def check_engine(options: Namespace) -> None:
-    """Refuses options that would have no effect.
+    """Refuse options that would have no effect.
 
     Raises:
         UsageError: If an option belongs to another engine.
@@ -153,7 +153,7 @@ def check_engine(options: Namespace) -> None:
 
 
 def experiment_folder(options: Namespace) -> Path:
-    """`<outputs>/<name>`; without a name it is named after the backbone, and `--quick` adds `-quick`."""
+    """Return `<outputs>/<name>`; the default name follows from the backbone, and `--quick` adds `-quick`."""
     name = options.name if options.name is not None else f"experiment-{Path(options.backbone).name}"
     check_name("--name", name)
     return Path(options.outputs) / (f"{name}-quick" if options.quick else name)
@@ -212,7 +212,7 @@ def _condition(options: Namespace, folder: Path, dataset: GridEntry, choice: Gri
 
 
 def _split_assignment(assignment: str) -> tuple[str, str]:
-    """`arm:key=value` or `key=value`, as the arm (or nothing) and `key=value`.
+    """Split `arm:key=value` into the arm and `key=value`; without an arm the first is empty.
 
     Raises:
         UsageError: If there is no `=`.
@@ -225,7 +225,7 @@ def _split_assignment(assignment: str) -> tuple[str, str]:
 
 
 def check_settings(conditions: list[Condition]) -> None:
-    """Refuses to mix results of different settings in one folder.
+    """Refuse to mix results of different settings in one folder.
 
     Raises:
         UsageError: If a complete condition was made under other settings, or a folder by an earlier version.
@@ -275,7 +275,7 @@ def check_inputs(conditions: list[Condition]) -> Plan:
 
 
 def check_trainer(trainer: Any) -> None:
-    """Refuses options of the Trainer under which a condition would have no result that can be compared.
+    """Refuse options of the Trainer under which a condition would have no result that can be compared.
 
     Raises:
         UsageError: If there are several devices, or a condition would be evaluated on a part of eval.

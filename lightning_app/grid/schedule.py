@@ -56,7 +56,7 @@ def tokens_of(passes: float, datamodule: Any) -> int:
 
 
 def passes_of(model: Any, trainer: Any) -> float:
-    """At most how often the train split passes through the backbone of an arm.
+    """Return how often at most the train split passes through the backbone of an arm.
 
     A frozen backbone reads it once, for features or for the gradient of a mask. A backbone that trains reads it in
     every epoch, with a backward pass, and half as many rows of dev.

@@ -44,7 +44,7 @@ class InProcess:
         return self._condition is None
 
     def start(self, condition: Condition) -> None:
-        """Has the condition run at the next `wait`."""
+        """Let the condition run at the next `wait`."""
         self._condition = condition
 
     def wait(self) -> tuple[Condition, str | None]:
@@ -220,7 +220,7 @@ def _end_with_parent() -> None:
 
 
 def see_only(index: int) -> None:
-    """Hides every GPU and TPU chip but one from this process, before CUDA or XLA looks for them."""
+    """Hide every GPU and TPU chip but one from this process, before CUDA or XLA looks for them."""
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     os.environ["CUDA_VISIBLE_DEVICES"] = gpus[index] if index < len(gpus) and gpus[0] else str(index)
     os.environ["TPU_VISIBLE_CHIPS"] = str(index)
@@ -260,7 +260,7 @@ def devices_of(trainer: Any) -> tuple[str, int]:
 
 
 def num_cores() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 

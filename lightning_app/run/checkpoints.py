@@ -98,7 +98,7 @@ class LastCheckpoint(ModelCheckpoint):
         self._seconds = self._written_at - start
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Trains no further epoch if early stopping had already ended the fit that is resumed."""
+        """Train no further epoch if early stopping had already ended the fit that is resumed."""
         super().on_train_start(trainer, pl_module)
         # Lightning skips this if `estimated_stepping_batches` made the loader before the checkpoint was read
         # (`FitLoop.setup_data` returns early), and the loader would start its epoch again
@@ -108,7 +108,7 @@ class LastCheckpoint(ModelCheckpoint):
             trainer.should_stop = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """From here on SIGTERM waits for the end of a batch. A fit resumed within an epoch restores its random state.
+        """Let SIGTERM wait for the end of a batch from now on, and restore the random state of a resumed fit.
 
         It is restored here because the loader draws a random number before it returns its first batch.
         """

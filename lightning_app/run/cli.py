@@ -180,7 +180,7 @@ class InfluenceCLI(LightningCLI):
         return self.config.get(str(self.config.get("subcommand")), self.config)
 
     def before_instantiate_classes(self) -> None:
-        """Places the run: its identity, folder and logs, and the head that it starts from.
+        """Place the run: its identity, folder and logs, and the head that it starts from.
 
         Raises:
             UsageError: If a name cannot be the name of a folder, the folder is set in another way than by these names,
@@ -315,7 +315,7 @@ def set_backbone_options(model: Namespace) -> None:
 
 
 def check_tpu(trainer: Trainer) -> None:
-    """Refuses options that torch_xla would ignore, or under which metrics would be wrong, without a message.
+    """Refuse options that torch_xla would ignore, or under which metrics would be wrong, without a message.
 
     Raises:
         UsageError: On another precision than 32-true, or several cores for one condition.
@@ -359,7 +359,7 @@ def option_names(kind: type) -> Iterator[str]:
 
 
 def check_nulls(what: str, chosen: Namespace) -> None:
-    """Refuses null where a class does not accept it: the argument parser lets it through.
+    """Refuse null where a class does not accept it: the argument parser lets it through.
 
     Raises:
         UsageError: If an argument is null that must have a value.

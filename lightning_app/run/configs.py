@@ -61,7 +61,7 @@ def configs_folder() -> Path:
 
 
 def find_datasets(arguments: Iterable[str]) -> dict[str, GridEntry]:
-    """Datasets by name, which is the file's `dataset:`, or else its stem.
+    """Return datasets by name, which is the file's `dataset:`, or else its stem.
 
     Args:
         arguments: Names of shipped files, or paths.
@@ -79,7 +79,7 @@ def _dataset_entry(argument: str) -> GridEntry:
 
 
 def find_arms(arguments: Iterable[str]) -> dict[str, GridEntry]:
-    """Arms by label, each after the one that it starts from, which is added where it is missing.
+    """Return arms by label, each after the one that it starts from, which is added where it is missing.
 
     Args:
         arguments: Names of shipped files or paths, with `+` and the name of an overlay where one is laid over the arm.
@@ -185,7 +185,7 @@ def config_file(kind: str, name: str) -> Path:
 
 
 def backbone_options(model_type: str) -> dict[str, Any]:
-    """Options that fit a backbone: those of `configs/backbones/<model_type>.yaml` over those of `default.yaml`."""
+    """Return the options of `configs/backbones/default.yaml`, overridden by those of `<model_type>.yaml`."""
     files = [configs_folder() / "backbones" / f"{name}.yaml" for name in ("default", model_type)]
     return {key: item for file in files if file.is_file() for key, item in read_config(file).items()}
 
@@ -254,7 +254,7 @@ def _find(name: str) -> str:
 
 
 def _names(path: Path) -> list[str]:
-    """Options that name the dataset and the arm of a file after the file."""
+    """Return options that name the dataset and the arm of a file by the file's stem."""
     config = read_config(path)
     arm, data = (section if isinstance(section, dict) else {} for section in (config.get("arm"), config.get("data")))
     names = [f"--arm.name={path.stem}"] if "role" in arm and "name" not in arm else []

@@ -15,7 +15,7 @@ def is_complete(command: str, run: Path) -> bool:
 
 
 def check_overwrite(command: str, run: Path, overwrite: bool) -> None:
-    """Refuses to replace complete results.
+    """Refuse to replace complete results.
 
     Raises:
         UsageError: If there are such results, and `overwrite` is not set.

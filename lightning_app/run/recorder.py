@@ -51,7 +51,7 @@ class MetricLogger(Callback):
         self.metrics: dict[str, float] = {}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets what an evaluation left that was interrupted."""
+        """Forget what an evaluation left that was interrupted."""
         self._batches.clear()
 
     def on_validation_batch_end(
@@ -66,7 +66,7 @@ class MetricLogger(Callback):
         self._batches.append({key: value.cpu() if on_xla else value for key, value in outputs.items()})
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures and logs."""
+        """Measure and log."""
         self.columns = _of_all_processes(self._batches)
         self._batches = []
         self.metrics = compute_metrics(self.columns["labels"], self.columns["logits"])
@@ -200,7 +200,7 @@ def _of_all_processes(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch
 
 
 def predictions_table(columns: dict[str, torch.Tensor]) -> pa.Table:
-    """Columns `row`, `label` and `logits` (one list per row), in the order of the source's rows."""
+    """Return columns `row`, `label` and `logits` (one list per row), in the order of the source's rows."""
     order = columns["row"].argsort(stable=True)
     return pa.table(
         {
@@ -248,7 +248,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes at the highest since the reset: of the GPU, or of the process (on macOS since its start, on Windows 0)."""
+    """Return the peak since the reset in bytes: of the GPU, or of the process (macOS: since its start; Windows: 0)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "linux":

@@ -44,7 +44,7 @@ def serve(connection: Connection, index: int, threads: int | None) -> None:
 
 
 def copy(condition: Condition, caches: object, verbose: bool) -> None:
-    """Completes a condition; the process of the first `influence` dies."""
+    """Complete a condition; the process of the first `influence` dies."""
     reach(f"{condition.arm} begins")
     if condition.folder.exists():
         shutil.rmtree(condition.folder)

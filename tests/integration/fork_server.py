@@ -125,7 +125,7 @@ def _raise(error: BaseException) -> Callable[..., Any]:
 
 
 def _fill_disk(whole: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Leaves no room below `outputs`, which should be a small disk."""
+    """Leave no room below `outputs`, which should be a small disk."""
     with contextlib.suppress(OSError), Path("outputs/filler").open("wb", buffering=0) as file:
         while file.write(bytes(4096)):
             pass
@@ -147,7 +147,7 @@ def _stall(whole: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def _kill_halfway(whole: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-    """Leaves what a kill in the middle of a write leaves: the first half of the file."""
+    """Leave what a kill in the middle of a write leaves: the first half of the file."""
     whole(*args, **kwargs)
     file = next(arg for arg in args if isinstance(arg, Path) or hasattr(arg, "flush"))
     if not isinstance(file, Path):

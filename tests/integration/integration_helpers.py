@@ -58,7 +58,7 @@ def metrics_of(run: Path) -> dict:
 
 
 def predictions_of(run: Path) -> dict:
-    """Rows, labels and logits, to the bit."""
+    """Return rows, labels and logits, to the bit."""
     return pq.read_table(run / "predictions.parquet").to_pydict()
 
 
@@ -78,7 +78,7 @@ class ForkServer:
 
     @property
     def port(self) -> list[str]:
-        """Options of a hub that these runs find."""
+        """Return options of a hub that these runs find."""
         return ["--port", self.endpoint.rpartition(":")[2]]
 
     def run(self, *words: object, cwd: Path, faults: Sequence[dict[str, Any]] = ()) -> subprocess.CompletedProcess[str]:

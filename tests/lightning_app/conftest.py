@@ -74,7 +74,7 @@ def agree(run: Path) -> Path:
 
 
 def write_predictions(run: Path, accuracy: float, rows: int = ROWS) -> None:
-    """Leaves predictions that are right in this share of the rows, the same rows first in every condition."""
+    """Leave predictions that are right in this share of the rows, the same rows first in every condition."""
     right = (np.arange(rows) + 0.5) / rows < accuracy
     logits = np.where(right[:, None], [2.0, 0.0], [0.0, 2.0])
     columns = {"row": np.arange(rows), "label": np.zeros(rows, int), "logits": list(logits)}
@@ -83,7 +83,7 @@ def write_predictions(run: Path, accuracy: float, rows: int = ROWS) -> None:
 
 
 def write_study(folder: Path, dataset: str = "sst2", seeds: int = 3, **accuracy: float) -> Path:
-    """Leaves arms with metrics and predictions; seeds differ by a row or two."""
+    """Leave arms with metrics and predictions; seeds differ by a row or two."""
     for arm, share in accuracy.items():
         for seed in range(seeds):
             own = share + seed / ROWS
@@ -92,14 +92,14 @@ def write_study(folder: Path, dataset: str = "sst2", seeds: int = 3, **accuracy:
 
 
 def write_mask(run: Path, flags: Mapping[str, torch.Tensor]) -> str:
-    """Leaves a mask; returns its digest."""
+    """Leave a mask; return its digest."""
     mask = Mask.from_flags(flags)
     mask.save(run / "mask.safetensors")
     return mask.digest
 
 
 def write_curves(run: Path, **curves: Mapping[int, float]) -> None:
-    """Leaves an event file; `val__accuracy` stands for `val/accuracy`."""
+    """Leave an event file; `val__accuracy` stands for `val/accuracy`."""
     with SummaryWriter(str(run)) as writer:
         for name, points in curves.items():
             for step, value in points.items():
@@ -107,7 +107,7 @@ def write_curves(run: Path, **curves: Mapping[int, float]) -> None:
 
 
 def write_sweep(folder: Path, dataset: str, seed: int = 0, points: int = 3, arm: str = "sweep") -> None:
-    """Leaves a sweep of both tails: fractions 1e-5, 1e-4, ..., predictions of 1,000 times the fraction.
+    """Leave a sweep of both tails: fractions 1e-5, 1e-4, ..., predictions of 1,000 times the fraction.
 
     The two smallest masks change the loss half as much as predicted, larger ones raise it.
     """

@@ -59,7 +59,7 @@ def was_right(model: PreTrainedModel) -> bool:
 
 
 def check_candidates(model: PreTrainedModel) -> None:
-    """Candidates are the matrices of the blocks less the exceptions, and each has a gradient; or they are refused."""
+    """Check that candidates are the blocks' matrices less the exceptions, each with a gradient, or are refused."""
     blocks = [name for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and m]
     starts = tuple(f"{block}." for block in blocks)
     in_blocks = [name for name, p in model.named_parameters() if p.ndim >= 2 and name.startswith(starts)]

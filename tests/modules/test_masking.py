@@ -10,7 +10,7 @@ from modules.masking import DEFAULT_OPTIONS
 
 @pytest.fixture
 def masked(tiny_qwen, docstrings, trainer, caches):
-    """Masks a model with the same random head and returns its masking; all share one `Caches`."""
+    """Mask a model with the same random head and return its masking; all share one `Caches`."""
 
     def run(seed=0, data=None, targets=None, **options):
         torch.manual_seed(seed)

@@ -41,7 +41,7 @@ def run(study: Path) -> Path:
 
 
 def as_bytes(content: Any) -> bytes:
-    """Bytes as they are, and what JSON can hold as JSON."""
+    """Return bytes as they are, and what JSON can hold as JSON."""
     return content if isinstance(content, bytes) else json.dumps(content).encode()
 
 

@@ -15,7 +15,7 @@ SIZES = (400_000, 300_001, 77)
 
 
 def pieces(case: str, sizes: tuple[int, ...] = SIZES) -> list[Weights]:
-    """Weights whose scores are hard to select from in the way that `case` says."""
+    """Return weights whose scores are hard to select from in the way that `case` says."""
     generator = torch.Generator().manual_seed(5)
     parts, position = [], 0
     for i, size in enumerate(sizes):

@@ -99,7 +99,7 @@ def _check_logits(expected: Tensor, found: Tensor, name: str) -> None:
 
 
 def _model_class(module: Classifier) -> type[PreTrainedModel]:
-    """For encoders our own class; for others the one that transformers maps the type of their configuration to."""
+    """Return our own class for encoders, and for others the class that transformers maps their configuration to."""
     if module.pooling == "mean":
         return MeanPooledForSequenceClassification
     config = cast(PretrainedConfig, module.backbone.config)
