@@ -187,22 +187,22 @@ def _draw_from_pool(
     counts = [len(rows) for rows in by_class]
     _check_counts(counts, [1] * len(counts), sizes.head_init + sizes.train + sizes.dev, label_names)
     left, overlap = [deque(rows) for rows in by_class], TextOverlap([])
-    asked, found = [0] * len(counts), [0] * len(counts)
+    wanted, drawn_rows = [0] * len(counts), [0] * len(counts)
     drawn: dict[str, list[int]] = {"dev": [], "head_init": [], "train": []}
     passed_over: list[int] = []
     for split, take in (("dev", deque.popleft), ("head_init", deque.popleft), ("train", deque.pop)):
         for label in itertools.islice(allocation(counts), getattr(sizes, split)):
-            asked[label] += 1
+            wanted[label] += 1
             while left[label]:
                 row = take(left[label])
                 if texts[row] not in overlap:
                     drawn[split].append(row)
-                    found[label] += 1
+                    drawn_rows[label] += 1
                     break
                 passed_over.append(row)
         if split == "dev":
             overlap = TextOverlap(texts[row] for row in drawn["dev"])
-    _check_counts(found, asked, 0, label_names)
+    _check_counts(drawn_rows, wanted, 0, label_names)
     return drawn, passed_over
 
 

@@ -1,4 +1,4 @@
-"""Mistakes of a user, told in one message without a traceback."""
+"""Mistakes of a user, reported in one message without a traceback."""
 
 import errno
 
@@ -45,11 +45,11 @@ def user_mistake(error: BaseException, command: str = "experiment") -> Exception
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     chain = chain_of_causes(error)
-    told: list[Exception] = [link for link in chain if getattr(link, "is_user_error", False)]
-    told += [link for link in chain if isinstance(link, (ArgumentError, MisconfigurationException))]
-    told += [_unwritten(link, command) for link in chain if isinstance(link, OSError) and _is_unwritten(link)]
-    told += [_memory_advice(link, command) for link in chain if _is_out_of_memory(link)]
-    return told[0] if told else None
+    mistakes: list[Exception] = [link for link in chain if getattr(link, "is_user_error", False)]
+    mistakes += [link for link in chain if isinstance(link, (ArgumentError, MisconfigurationException))]
+    mistakes += [_unwritten(link, command) for link in chain if isinstance(link, OSError) and _is_unwritten(link)]
+    mistakes += [_memory_advice(link, command) for link in chain if _is_out_of_memory(link)]
+    return mistakes[0] if mistakes else None
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -60,9 +60,9 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _memory_advice(error: Exception, command: str) -> UsageError:
-    found = str(error).strip().partition("\n")[0] or type(error).__name__
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
     options = "--data.batch_size, --data.eval_batch_size, --data.max_length or --model.masking.micro_batch_size."
-    return UsageError(f"Out of memory ({found}). Lower {SMALLER.get(command, options)}")
+    return UsageError(f"Out of memory ({reason}). Lower {SMALLER.get(command, options)}")
 
 
 def _is_unwritten(error: OSError) -> bool:

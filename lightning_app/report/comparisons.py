@@ -98,8 +98,8 @@ def make_command(
 ) -> str:
     """Return the command that adds arms to a dataset of an experiment, under the settings of its other arms."""
     group = results[results["dataset"] == dataset]
-    made = {folder: _condition_record(folder) for folder in results["folder"]}
-    typed = [(row, made[row.folder].get("typed", {})) for row in results.itertuples()]
+    records = {folder: _condition_record(folder) for folder in results["folder"]}
+    typed = [(row, records[row.folder].get("typed", {})) for row in results.itertuples()]
     datasets, known = (
         {getattr(row, kind): words.get(kind, getattr(row, kind)) for row, words in typed} for kind in ("dataset", "arm")
     )
@@ -110,20 +110,20 @@ def make_command(
     words += [] if name == f"experiment-{Path(backbone).name}" else ["--name", name]
     words += ["--datasets", datasets[dataset], "--arms", *(known.get(arm, arm) for arm in arms)]
     words += ["--seeds", *map(str, sorted(group["seed"].unique()))]
-    settings = _settings([(row.arm, made[row.folder]) for row in group.itertuples()], quick)
+    settings = _settings([(row.arm, records[row.folder]) for row in group.itertuples()], quick)
     words += (["--set", *settings] if settings else []) + ["--quick"] * quick + ["--overwrite"] * overwrite
     return shlex.join(words)
 
 
-def _settings(made: list[tuple[str, dict[str, Any]]], quick: bool) -> list[str]:
+def _settings(records: list[tuple[str, dict[str, Any]]], quick: bool) -> list[str]:
     """Return what `--set` changed: for all arms, or only for the first one, which is the baseline if there is one."""
-    first, *others = [_overrides(record) for _, record in made]
-    words = [word if all(word in other for other in others) else f"{made[0][0]}:{word}" for word in first]
+    first, *others = [_overrides(record) for _, record in records]
+    words = [word if all(word in other for other in others) else f"{records[0][0]}:{word}" for word in first]
     return [word for word in words if not (quick and word.partition("=")[0].endswith("_size"))]
 
 
-def _overrides(made: dict[str, Any]) -> list[str]:
-    words = made["settings"]["overrides"] if made else []
+def _overrides(record: dict[str, Any]) -> list[str]:
+    words = record["settings"]["overrides"] if record else []
     return [word.removeprefix("--") for word in words if not word.startswith("--model.backbone=")]
 
 

@@ -189,8 +189,8 @@ def arms_section(study: Study) -> Section:
     numbers = study.summary
     table = Table("arms", "Means over seeds, on the eval split", tables.show_arms(numbers), numbers)
     titles = join_words(metric.title for metric in METRICS.values() if metric.in_figures)
-    drawn = figures.draw_scores(numbers, study.styles, study.design.baseline)
-    picture = Picture("scores", f"{_capitalized(titles)} by dataset and arm", drawn)
+    figure = figures.draw_scores(numbers, study.styles, study.design.baseline)
+    picture = Picture("scores", f"{_capitalized(titles)} by dataset and arm", figure)
     intervals, extra = study.comparison.intervals, []
     if len(intervals):
         units = _units(METRICS.values(), "%")
@@ -223,8 +223,8 @@ def differences_section(study: Study) -> Section:
     if lower := [metric.title for metric in others if not metric.higher_is_better]:
         caption += f"; less is better in {join_words(lower)}"
     shown.append(Table("differences_other", caption, tables.show_other_differences(compared)))
-    drawn = figures.draw_differences(compared, study.styles, study.design.baseline)
-    picture = Picture("differences", f"Differences of {title} with 95 % intervals", drawn)
+    figure = figures.draw_differences(compared, study.styles, study.design.baseline)
+    picture = Picture("differences", f"Differences of {title} with 95 % intervals", figure)
     return Section("Differences from the baseline", notes, shown, [picture])
 
 
@@ -285,10 +285,10 @@ def sweep_section(study: Study) -> Section | None:
 
 def mask_sections(study: Study) -> list[Section]:
     """Show where the masks lie, and what they have in common."""
-    made = find_masks(study.results)
-    if made.empty:
+    masks = find_masks(study.results)
+    if masks.empty:
         return []
-    counted = masked_shares(of_first_seed(made))
+    counted = masked_shares(of_first_seed(masks))
     notes = ["Only the first seed of each dataset is shown. Of arms with equal masks, only the first is shown."]
     where = Section(
         "Where the masks lie",
@@ -299,7 +299,7 @@ def mask_sections(study: Study) -> list[Section]:
             for index, (name, group) in enumerate(counted.groupby("dataset", sort=False))
         ],
     )
-    return [where, *_shared(study, mask_overlaps(made))]
+    return [where, *_shared(study, mask_overlaps(masks))]
 
 
 def _shared(study: Study, pairs: pd.DataFrame) -> list[Section]:
@@ -312,15 +312,15 @@ def _shared(study: Study, pairs: pd.DataFrame) -> list[Section]:
         f"Pairs of arms are from the first seed. Pairs of seeds and of datasets are masks of {join_words(compared)}.",
     ]
     by_arm, others = pairs[pairs["between"] == "arms"], pairs[pairs["between"] != "arms"]
-    drawn = []
+    pictures = []
     if len(by_arm):
-        drawn.append(Picture("overlap_arms", "Jaccard of the arms' masks", figures.draw_arm_overlaps(by_arm)))
+        pictures.append(Picture("overlap_arms", "Jaccard of the arms' masks", figures.draw_arm_overlaps(by_arm)))
     if len(others):
         caption = f"Jaccard of the masks of {join_words(compared)} between seeds and datasets"
         figure = figures.draw_other_overlaps(others, study.styles[compared[0]].color)
-        drawn.append(Picture("overlap_seeds", caption, figure))
+        pictures.append(Picture("overlap_seeds", caption, figure))
     table = Table("overlaps", "Overlap of masks", tables.show_overlaps(pairs), pairs)
-    return [Section("What the masks have in common", notes, [table], drawn)]
+    return [Section("What the masks have in common", notes, [table], pictures)]
 
 
 def training_section(study: Study) -> Section | None:

@@ -136,7 +136,7 @@ def calibrating(module: nn.Module, candidates: Mapping[str, nn.Parameter]) -> It
     """
     parameters = list(module.parameters())
     wanted = {id(parameter) for parameter in candidates.values()}
-    asked = [(parameter, parameter.requires_grad, parameter.grad) for parameter in parameters]
+    states = [(parameter, parameter.requires_grad, parameter.grad) for parameter in parameters]
     modes = [(child, child.training) for child in module.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     try:
@@ -149,7 +149,7 @@ def calibrating(module: nn.Module, candidates: Mapping[str, nn.Parameter]) -> It
     finally:
         for child, mode in modes:
             child.training = mode
-        for parameter, requires_grad, grad in asked:
+        for parameter, requires_grad, grad in states:
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
         with torch.no_grad():

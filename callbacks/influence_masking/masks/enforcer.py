@@ -75,7 +75,7 @@ class MaskEnforcer:
 
     def _hook_gradient(self, parameter: nn.Parameter) -> Any:
         """Zero the held gradients after each backward pass, also of a parameter that is unfrozen later."""
-        held, asked = self._held[parameter], parameter.requires_grad
+        held, required_grad = self._held[parameter], parameter.requires_grad
 
         @torch.no_grad()
         def clear(parameter: Tensor) -> None:
@@ -83,7 +83,7 @@ class MaskEnforcer:
 
         parameter.requires_grad_(True)  # torch registers the hook only on a parameter that requires a gradient
         handle = parameter.register_post_accumulate_grad_hook(clear)
-        parameter.requires_grad_(asked)
+        parameter.requires_grad_(required_grad)
         return handle
 
 

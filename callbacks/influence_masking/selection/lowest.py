@@ -187,22 +187,22 @@ def select_lowest(scores: Sequence[Scores], k: int, processes: Ranks, map_parts:
     if k == 0:
         return [torch.zeros(-(-len(part) // 8), dtype=torch.uint8, device=part.weights.theta.device) for part in scores]
     sample = sort(sample_scores(scores, processes)) if total > SAMPLE_SIZE else torch.empty(0)
-    known, is_crowded = _Interval(-math.inf, math.inf, 0, total), False
+    interval, is_crowded = _Interval(-math.inf, math.inf, 0, total), False
     while True:
-        near = sample[(sample >= known.low) & (sample <= known.high)]
-        low, high = _bracket(known, k, near, is_crowded)
-        limit = max(2 * SAMPLE_SIZE, math.ceil(MAX_KEPT_SHARE * total)) if len(near) else known.inside
+        near = sample[(sample >= interval.low) & (sample <= interval.high)]
+        low, high = _bracket(interval, k, near, is_crowded)
+        limit = max(2 * SAMPLE_SIZE, math.ceil(MAX_KEPT_SHARE * total)) if len(near) else interval.inside
         scans = _scan(scores, low, high, limit, map_parts)
         counts = torch.tensor([(scan.num_below, scan.num_inside) for scan in scans])
         below, inside = processes.sum(counts.sum(0)).tolist()
         is_crowded = below < k <= below + inside and inside > limit and low < high
         if k <= below:
-            known = _Interval(known.low, _next(low, -math.inf), known.below, below - known.below)
+            interval = _Interval(interval.low, _next(low, -math.inf), interval.below, below - interval.below)
         elif k > below + inside:
-            above = known.below + known.inside - below - inside
-            known = _Interval(_next(high, math.inf), known.high, below + inside, above)
+            above = interval.below + interval.inside - below - inside
+            interval = _Interval(_next(high, math.inf), interval.high, below + inside, above)
         elif is_crowded:
-            known = _Interval(low, high, below, inside)
+            interval = _Interval(low, high, below, inside)
         else:
             return _mark(scans, k - below, low < high, processes)
 
@@ -216,25 +216,25 @@ class _Interval(NamedTuple):
     inside: int
 
 
-def _bracket(known: _Interval, k: int, near: Tensor, is_crowded: bool) -> tuple[float, float]:
+def _bracket(interval: _Interval, k: int, near: Tensor, is_crowded: bool) -> tuple[float, float]:
     """Return a narrower interval that contains the k-th lowest score with near certainty.
 
     Args:
-        known: An interval that contains it.
+        interval: An interval that contains it.
         k: Its rank among all scores.
         near: A random sample of the scores in the interval, ascending.
         is_crowded: Whether the interval was a bracket with too many scores inside. Many scores are then equal, and the
             likeliest one is the next bracket: equal scores are kept as bits, which takes less memory than indices.
     """
-    share = (k - known.below) / known.inside
+    share = (k - interval.below) / interval.inside
     expected, deviation = len(near) * share, math.sqrt(len(near) * share * (1 - share))
     if is_crowded:
         likeliest = near[min(int(expected), len(near) - 1)].item()
         return likeliest, likeliest
     first = math.floor(expected - BRACKET_MARGIN * deviation) - 1
     last = math.ceil(expected + BRACKET_MARGIN * deviation) + 1
-    low = near[first].item() if first >= 0 else known.low
-    return low, near[last].item() if last < len(near) else known.high
+    low = near[first].item() if first >= 0 else interval.low
+    return low, near[last].item() if last < len(near) else interval.high
 
 
 def _next(score: float, towards: float) -> float:
@@ -269,7 +269,7 @@ def _scan(scores: Sequence[Scores], low: float, high: float, limit: int, map_par
     def scan(part: Scores, below: Tensor, equal: Tensor) -> _Scan:
         nonlocal kept
         num_below = num_inside = 0
-        found = [torch.empty(0, dtype=torch.int64, device=below.device)]
+        kept_places = [torch.empty(0, dtype=torch.int64, device=below.device)]
         for where, piece in part.pieces():
             is_below = compare_with(piece, operator.lt, low)
             is_inside = compare_with(piece, operator.le, high).logical_xor_(is_below)
@@ -282,9 +282,9 @@ def _scan(scores: Sequence[Scores], low: float, high: float, limit: int, map_par
             else:
                 places = bits.places(is_inside).add_(where.start)
                 num_inside += len(places)
-                found += [places] if kept <= limit else []
+                kept_places += [places] if kept <= limit else []
                 kept += len(places)
-        places = torch.cat(found)
+        places = torch.cat(kept_places)
         return _Scan(below, num_below, num_inside, places, part.at(places), equal)
 
     # allocated in this thread: results that outlive a worker thread keep malloc from reusing its heap
