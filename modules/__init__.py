@@ -1,9 +1,9 @@
 """LightningModules of the study: one shared classifier, and one small file per arm.
 
-Read in this order: `families` (what differs between backbones), `backbone` (loading and pooling), `classifier` (batch,
-logits, loss), `start` (the head that other arms start from), then the arms `baseline`, `influence`, `lora` and
-`full_ft`, and the `sweep`. `caches` and `features` save time, `masking` makes the callback of `influence` and `sweep`,
-and `checkpoints` checks files before they are used.
+Read in this order: `families` (what differs between backbones), `backbone` (loading and pooling), `head` (the layer on
+top), `classifier` (batch, logits, loss), `start` (the head that other arms start from), then the arms `baseline`,
+`influence`, `lora` and `full_ft`, and the `sweep`. `caches` and `features` save time, `masking` makes the callback of
+`influence` and `sweep`, and `checkpoints` checks files before they are used.
 """
 
 from modules.baseline import Baseline

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PretrainedConfig, get_linear_schedule_with_warmup
+from transformers import get_linear_schedule_with_warmup
 
 from modules.backbone import Pooling, backbone_fingerprint, compile_layers, load_backbone, pool, visible
 from modules.caches import Caches
@@ -18,6 +18,7 @@ from modules.checkpoints import check_fit
 from modules.errors import CheckpointError, OptionError
 from modules.families import as_targets, candidate_names, family_of, state_width
 from modules.features import Batch, Features, extract
+from modules.head import ConditionedHead
 from modules.start import Start
 
 
@@ -26,6 +27,8 @@ class Classifier(LightningModule):
 
     For a Qwen2 backbone the logits equal those of `transformers.Qwen2ForSequenceClassification` with the same
     weights: the head has no bias and reads the last real token. Encoders are mean-pooled and their head has a bias.
+    A new head is trained on features of equal size (see `ConditionedHead`), and `head.as_linear()` is the layer that
+    it amounts to.
 
     An arm is a subclass: it says what it trains (`trains`) and freezes or wraps the rest (`adapt`). All arms but the
     baselines start from a trained head (`start`).
@@ -40,7 +43,7 @@ class Classifier(LightningModule):
         targets: Which weights are masked or adapted: a list of name endings (`q_proj`), or a regular expression that
             matches whole parameter names. None: the attention and MLP matrices of the backbone's family.
         compile: Compile the backbone's layers by `torch.compile`, once for all batches: for long fits on a GPU.
-        start: File with the head to start from (`start.safetensors`). None: a random head.
+        start: File with the head to start from (`start.safetensors`). None: a new head, whose weights are zero.
         seed: Seed of the condition, for dropout and random masks.
 
     Attributes:
@@ -83,7 +86,7 @@ class Classifier(LightningModule):
         pretrained = load_backbone(backbone)
         self.family = family_of(pretrained, backbone)
         self.pooling = pooling or self.family.pooling
-        self.head = self._new_head(state_width(pretrained), pretrained.config)
+        self.head = ConditionedHead(state_width(pretrained), num_labels, bias=self.pooling == "mean")
         self.backbone: nn.Module = pretrained
         self.backbone_fingerprint = backbone_fingerprint(self.backbone)
         if self.start:
@@ -96,14 +99,6 @@ class Classifier(LightningModule):
         self.compiled = compile
         if compile:
             compile_layers(self.backbone)
-
-    def _new_head(self, width: int, config: PretrainedConfig) -> nn.Linear:
-        """Return a new head, initialized as in transformers: normal with the config's `initializer_range`, or 0.02."""
-        head = nn.Linear(width, self.num_labels, bias=self.pooling == "mean")
-        nn.init.normal_(head.weight, std=getattr(config, "initializer_range", 0.02))
-        if head.bias is not None:
-            nn.init.zeros_(head.bias)
-        return head
 
     def adapt(self) -> None:
         """Freeze or wrap weights before training. By default every weight trains."""
@@ -136,13 +131,18 @@ class Classifier(LightningModule):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return logits `[batch, num_labels]` in float32 from right-padded `[batch, tokens]` ids and mask."""
-        return self.head(self.encode(input_ids, attention_mask)).float()
+        return self._classify(self.encode(input_ids, attention_mask))
+
+    def _classify(self, vectors: Tensor) -> Tensor:
+        """Return the head's logits in float32; its products are not rounded to bf16 by autocast: they cost nothing."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self.head(vectors.to(self.head.weight.dtype)).float()
 
     def _logits(self, batch: Batch, features: Features | None) -> Tensor:
         """Return the logits of `forward`, from cached features if there are any."""
         if features is None:
             return self(batch["input_ids"], batch["attention_mask"])
-        return self.head(features.of(batch["row"])).float()
+        return self._classify(features.of(batch["row"]))
 
     def setup(self, stage: str) -> None:
         """Forget the features of an earlier run: weights may have changed."""
@@ -152,8 +152,13 @@ class Classifier(LightningModule):
             cast(Any, self.trainer.strategy).configure_ddp = lambda: None
 
     def on_train_start(self) -> None:
-        """Encode the training rows once for all epochs, if the backbone is frozen."""
+        """Encode the training rows once for all epochs, if the backbone is frozen; condition a new head on them."""
         self._train_features = self._frozen_features(lambda data: data.train_on)
+        is_new = self.start is None and self.head.weight.requires_grad and self.trainer.global_step == 0
+        if is_new and self._datamodule is not None:
+            # every process encodes all rows, so that the constants do not depend on how many there are
+            features = self._train_features or self._extract(self._datamodule.train_on, shared=False)
+            self.head.condition(features.vectors)
 
     def on_validation_start(self) -> None:
         """Encode the rows to evaluate, if the backbone is frozen: those for early stopping in a fit, otherwise eval."""
@@ -191,7 +196,8 @@ class Classifier(LightningModule):
         key, split = f"{self.backbone_state()}/{self.pooling}/{arithmetic}", split_of(datamodule)
         return self.caches.features.get(key, datamodule.split_key(split), lambda: self._extract(split))
 
-    def _extract(self, split: str) -> Features:
+    def _extract(self, split: str, shared: bool = True) -> Features:
+        """Encode a split without dropout: this process's share of the rows, or all of them."""
         trainer: Any = self.trainer
 
         def encode(batch: Batch) -> Tensor:
@@ -199,8 +205,11 @@ class Classifier(LightningModule):
             with trainer.precision_plugin.val_step_context():
                 return self.encode(batch["input_ids"], batch["attention_mask"])
 
-        batches = trainer.datamodule.ordered_dataloader(split)
-        return extract(encode, batches, self.device, bar=trainer.progress_bar_callback is not None)
+        batches, training = trainer.datamodule.ordered_dataloader(split, shared), self.training
+        self.eval()
+        features = extract(encode, batches, self.device, bar=trainer.progress_bar_callback is not None)
+        self.train(training)
+        return features
 
     def on_train_epoch_start(self) -> None:
         """Seed dropout by seed, epoch and process, so that a resumed fit drops the same units as an uninterrupted one.

@@ -41,10 +41,11 @@ def extract(encode: Callable[[Batch], Tensor], batches: Iterable[Batch], device:
         for batch in tqdm(batches, desc="Features", unit="batch", leave=False, disable=not bar):
             vectors.append(_off_xla(encode(batch)))
             rows.append(batch["row"].cpu())
-    ids = torch.cat(rows)
-    places = ids.new_zeros(int(ids.max()) + 2)  # the last is for -1, the id of padding rows
-    places[ids] = torch.arange(len(ids))
-    return Features(places.to(device), torch.cat(vectors).to(device))
+    ids, real = torch.cat(rows), torch.cat(rows) >= 0
+    places = ids.new_zeros(int(ids.max()) + 2)  # the last is for -1, the id of padding rows, whose loss is not counted
+    places[ids[real]] = torch.arange(int(real.sum()))
+    encoded = torch.cat(vectors)
+    return Features(places.to(device), encoded[real.to(encoded.device)].to(device))
 
 
 def _off_xla(vectors: Tensor) -> Tensor:

@@ -86,7 +86,10 @@ def gradient_key(module: Any, candidates: Mapping[str, nn.Parameter], calibratio
     arithmetic = (module.trainer.precision, first.device, first.dtype, module.compiled, module.pooling)
     groups = (calibration.micro_batch_size, calibration.processes.count)
     digest = hashlib.sha256(f"{module.backbone_fingerprint} {arithmetic} {groups} {list(candidates)}".encode())
-    tensors = [*module.head.parameters(), *(tensor for batch in calibration.batches for tensor in batch.data.values())]
+    tensors = [
+        *module.head.state_dict().values(),
+        *(tensor for batch in calibration.batches for tensor in batch.data.values()),
+    ]
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)}".encode())
         digest.update(_bytes(tensor))

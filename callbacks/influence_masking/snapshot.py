@@ -103,7 +103,8 @@ class Snapshot:
             matched_score: Score of the informed mask that `random_matched` follows.
 
         Raises:
-            MaskingError: If k is not between 1 and the number of candidates, or a score is not a number.
+            MaskingError: If k is not between 1 and the number of candidates, a score is not a number, or the gradient
+                is zero everywhere and gives all candidates the same score.
         """
         if not 0 < k <= self.num_candidates:
             raise MaskingError(
@@ -112,10 +113,22 @@ class Snapshot:
             )
         is_matched = score == RANDOM_MATCHED
         function = resolve_score(matched_score if is_matched else score, seed)
+        if self._has_no_gradient and k < self.num_candidates and len(self.sample_scores(function).unique()) == 1:
+            raise MaskingError(
+                f"The gradient of all {self.num_candidates} candidates is zero, and the score {score!r} is the same "
+                "for all. Check that the loss depends on them: below a layer whose weights are all zero, such as a "
+                "new head, every gradient is zero. Train that layer first."
+            )
         selected = select(self.weights, k, function, tail, scope, self._processes)
         if is_matched:
             selected = select_matched(self.weights, selected, seed, self._processes)
         return Mask(*self._whole(selected))
+
+    @cached_property
+    def _has_no_gradient(self) -> bool:
+        """Whether the gradient of every candidate is zero, over all processes."""
+        here = any(bool(part.grad.any()) for part in self.weights)
+        return not self._processes.sum(torch.tensor(int(here)))
 
     def match(self, mask: Mask, seed: int = 0) -> Mask:
         """Return a random mask with as many weights of each tensor and of each decile of |theta| as a given mask.

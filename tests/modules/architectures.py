@@ -172,7 +172,9 @@ def build(model_type: str, **options: Any) -> PreTrainedModel:
 def arm(kind: type[Classifier], model: PreTrainedModel, **options: Any) -> Any:
     """Return an arm on a model that is in memory."""
     with patch("modules.classifier.load_backbone", lambda name: model):
-        return kind(backbone=model.config.model_type, num_labels=3, **options)
+        made = kind(backbone=model.config.model_type, num_labels=3, **options)
+    made.head.weight.data.normal_(generator=torch.Generator().manual_seed(0))  # a new head gives logits of zero
+    return made
 
 
 def first_line(error: BaseException) -> str:

@@ -2,10 +2,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from datamodules import Docstrings
-from modules import Caches
+from modules import Caches, Classifier
+
+
+@pytest.fixture
+def with_head() -> Callable[..., Classifier]:
+    """Give a module a head of random weights and constants, as if it were trained: a new one gives logits of zero."""
+
+    def fill(module: Classifier, seed: int = 0) -> Classifier:
+        generator = torch.Generator().manual_seed(seed)
+        module.head.condition(torch.randn(20, module.head.in_features, generator=generator))
+        for parameter in module.head.parameters():
+            parameter.data.normal_(std=0.1, generator=generator)
+        return module
+
+    return fill
 
 
 @pytest.fixture

@@ -16,11 +16,12 @@ def without_code_generation(monkeypatch):
     monkeypatch.setattr("modules.classifier.compile_layers", partial(compile_layers, backend="eager"))
 
 
-def test_a_compiled_arm_is_the_same_to_the_bit_and_keeps_its_names_and_its_mask(tiny_qwen, docstrings, trainer):
+def test_a_compiled_arm_is_the_same_to_the_bit_and_keeps_its_names_and_its_mask(
+    tiny_qwen, docstrings, trainer, with_head
+):
     data, fitted = docstrings(dev_size=14, train_size=48), []
     for compiled in (False, True):
-        torch.manual_seed(0)
-        module = Influence(backbone=tiny_qwen, num_labels=7, tune="all", compile=compiled)
+        module = with_head(Influence(backbone=tiny_qwen, num_labels=7, tune="all", compile=compiled))
         trainer(max_epochs=1).fit(module, datamodule=data)
         fitted.append(module)
         assert bool(counters["stats"]) == compiled

@@ -102,7 +102,7 @@ def check_logits_of_transformers(model: PreTrainedModel, ours: Classifier) -> No
     if not isinstance(head, nn.Linear) or type(getattr(theirs, theirs.base_model_prefix)) is not type(model):
         return
     setattr(theirs, theirs.base_model_prefix, model)
-    setattr(theirs, ours.family.head, ours.head)
+    setattr(theirs, ours.family.head, ours.head.as_linear())
     with torch.no_grad():
         logits = theirs(input_ids=IDS, attention_mask=MASK).logits
         torch.testing.assert_close(ours(IDS, MASK), logits, rtol=1e-5, atol=1e-6)

@@ -9,13 +9,12 @@ from modules.masking import DEFAULT_OPTIONS
 
 
 @pytest.fixture
-def masked(tiny_qwen, docstrings, trainer, caches):
+def masked(tiny_qwen, docstrings, trainer, caches, with_head):
     """Mask a model with the same random head and return its masking; all share one `Caches`."""
 
     def run(seed=0, data=None, targets=None, **options):
-        torch.manual_seed(seed)
         masking = replace(DEFAULT_OPTIONS, **options)
-        module = Influence(backbone=tiny_qwen, num_labels=7, targets=targets, masking=masking)
+        module = with_head(Influence(backbone=tiny_qwen, num_labels=7, targets=targets, masking=masking), seed)
         module.caches = caches
         trainer(max_epochs=0).fit(module, datamodule=docstrings(**(data or {})))
         return module.masking
@@ -99,22 +98,21 @@ def test_an_option_that_is_decided_elsewhere_is_refused_before_a_backbone_is_loa
         arm(backbone="nobody/nothing", masking=replace(DEFAULT_OPTIONS, **{name: value}))
 
 
-def test_a_sweep_ranks_weights_within_the_scope_of_its_options(masked, tiny_qwen, docstrings, trainer):
+def test_a_sweep_ranks_weights_within_the_scope_of_its_options(masked, tiny_qwen, docstrings, trainer, with_head):
     expected = masked(fraction=0.1, scope="tensor").mask.digest
     assert expected != masked(fraction=0.1).mask.digest
-    torch.manual_seed(0)
     masking = replace(DEFAULT_OPTIONS, scope="tensor")
-    module = Sweep(backbone=tiny_qwen, num_labels=7, fractions=[0.1], tails=["lowest"], masking=masking)
+    module = with_head(Sweep(backbone=tiny_qwen, num_labels=7, fractions=[0.1], tails=["lowest"], masking=masking))
     trainer().fit(module, datamodule=docstrings())
     assert [point.digest for point in module.result.points] == [expected]
 
 
 @pytest.fixture
-def saved(tiny_qwen, docstrings, trainer, tmp_path):
+def saved(tiny_qwen, docstrings, trainer, tmp_path, with_head):
     """Save a checkpoint of a masked model; return its content and the model."""
 
     def save(weights_only):
-        module, path = Influence(backbone=tiny_qwen, num_labels=7), tmp_path / "saved.ckpt"
+        module, path = with_head(Influence(backbone=tiny_qwen, num_labels=7)), tmp_path / "saved.ckpt"
         fitting = trainer(max_epochs=0)
         fitting.fit(module, datamodule=docstrings())
         fitting.save_checkpoint(path, weights_only=weights_only)
@@ -140,3 +138,15 @@ def test_a_checkpoint_without_its_mask_is_refused(weights_only, saved, tiny_qwen
     checkpoint["callbacks"] = {}
     with pytest.raises(CheckpointError, match="holds no mask"):
         Influence(backbone=tiny_qwen, num_labels=7).on_load_checkpoint(checkpoint)
+
+
+def test_a_gradient_below_a_new_head_is_refused(tiny_qwen, docstrings, trainer):
+    module = Influence(backbone=tiny_qwen, num_labels=7)
+    with pytest.raises(MaskingError, match=r"gradient of all .* candidates is zero.*such as a new head"):
+        trainer(max_epochs=0).fit(module, datamodule=docstrings())
+
+
+def test_random_weights_need_no_gradient(tiny_qwen, docstrings, trainer):
+    module = Influence(backbone=tiny_qwen, num_labels=7, masking=replace(DEFAULT_OPTIONS, score="random"))
+    trainer(max_epochs=0).fit(module, datamodule=docstrings())
+    assert module.masking.num_masked == module.masking.num_candidates // 20

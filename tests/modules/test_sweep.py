@@ -7,9 +7,9 @@ from modules import Influence, OptionError, Sweep
 
 
 @pytest.fixture
-def swept(tiny_qwen, docstrings, trainer):
-    torch.manual_seed(0)
-    module = Sweep(backbone=tiny_qwen, num_labels=7, fractions=[0.001, 0.05], scores=["sign_gradient", "magnitude"])
+def swept(tiny_qwen, docstrings, trainer, with_head):
+    scores = ["sign_gradient", "magnitude"]
+    module = with_head(Sweep(backbone=tiny_qwen, num_labels=7, fractions=[0.001, 0.05], scores=scores))
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     trainer().fit(module, datamodule=docstrings())
     return module, before
@@ -30,13 +30,12 @@ def test_every_score_tail_and_fraction_is_measured_and_the_weights_are_left(swep
 
 
 @pytest.mark.parametrize("tail", ["lowest", "highest"])
-def test_a_point_is_what_the_arm_of_that_mask_finds(tail, swept, tiny_qwen, docstrings, trainer):
-    torch.manual_seed(0)
+def test_a_point_is_what_the_arm_of_that_mask_finds(tail, swept, tiny_qwen, docstrings, trainer, with_head):
     arm, data = (
         Influence(backbone=tiny_qwen, num_labels=7, masking=MaskingOptions(tail=tail, num_samples=None)),
         docstrings(early_stop_on="dev"),
     )
-    trainer(max_epochs=0).fit(arm, datamodule=data)
+    trainer(max_epochs=0).fit(with_head(arm), datamodule=data)
     ((point, predictions),) = (
         (point, predictions)
         for point, predictions in zip(swept[0].result.points, swept[0].result.predictions, strict=True)

@@ -33,7 +33,8 @@ def save_adapter(module: LoRA, folder: Path) -> None:
     }
     head = _head_name(module)
     weights |= {
-        f"base_model.model.{head}.{name}": tensor.contiguous() for name, tensor in module.head.state_dict().items()
+        f"base_model.model.{head}.{name}": tensor.contiguous()
+        for name, tensor in module.head.as_linear().state_dict().items()
     }
     config = cast(LoraConfig, backbone.peft_config["default"])
     LoraConfig(
@@ -77,7 +78,7 @@ def to_transformers(
             f"a run on {module.backbone_name!r} cannot be exported to it."
         )
     setattr(model, prefix, backbone)
-    setattr(model, head, module.head)
+    setattr(model, head, module.head.as_linear())
     _check_logits(expected, probe(model.eval(), tokenizer), type(model).__name__)
     return model
 

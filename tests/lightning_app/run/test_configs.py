@@ -51,10 +51,10 @@ def test_every_arm_instantiates_and_takes_its_classes_and_seed_from_the_rest(arm
 @pytest.mark.parametrize(
     ("arm", "trains", "rate"),
     [
-        ("baseline", "head", 1e-2),
+        ("baseline", "head", 4e-3),
         ("lora", "adapter", 5e-4),
         ("full_ft", "all", 5e-5),
-        ("random+head", "head", 1e-2),
+        ("random+head", "head", 4e-3),
         ("random+all", "all", 5e-5),
         ("random+none", "none", None),
         ("sweep", "none", None),
