@@ -2,8 +2,8 @@
 
 Read in this order: `families` (what differs between backbones), `backbone` (loading and pooling), `head` (the layer on
 top), `classifier` (batch, logits, loss), `start` (the head that other arms start from), then the arms `baseline`,
-`influence`, `lora` and `full_ft`, and the `sweep`. `caches` and `features` save time, `masking` makes the callback of
-`influence` and `sweep`, and `checkpoints` checks files before they are used.
+`influence`, `lora` and `full_ft`, and the `sweep`. `caches`, `features` and `store` save time, `masking` makes the
+callback of `influence` and `sweep`, and `checkpoints` checks files before they are used.
 """
 
 from modules.baseline import Baseline
@@ -13,6 +13,7 @@ from modules.errors import BackboneError, CheckpointError, OptionError, StartErr
 from modules.full_ft import FullFineTuning
 from modules.influence import Influence
 from modules.lora import LoRA
+from modules.store import TensorStore
 from modules.sweep import Sweep
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "OptionError",
     "StartError",
     "Sweep",
+    "TensorStore",
 ]

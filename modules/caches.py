@@ -6,10 +6,12 @@ Each classifier has caches of its own. To share results, assign the same `Caches
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from time import perf_counter
 
 from influence_masking import MeanGradient
 from modules.features import Features
+
+TimedGradient = tuple[MeanGradient, float]
+"""A gradient, and the seconds that it took."""
 
 
 class FeatureCache:
@@ -45,23 +47,18 @@ class GradientCache:
 
     def __init__(self) -> None:
         self._key: str | None = None
-        self._latest: tuple[MeanGradient, float] | None = None
+        self._latest: TimedGradient | None = None
 
-    def __contains__(self, key: str) -> bool:
-        return self._latest is not None and self._key == key
-
-    def get(self, key: str, make: Callable[[], MeanGradient]) -> tuple[MeanGradient, float]:
+    def get(self, key: str, make: Callable[[], TimedGradient]) -> TimedGradient:
         """Return the gradient and the seconds that it took, computed if another one is kept.
 
         Args:
             key: Key of everything that the gradient depends on.
-            make: Computes the gradient.
+            make: Computes the gradient, or reads it.
         """
         if self._latest is None or self._key != key:
             self._latest = None  # freed first: memory may not hold two
-            start = perf_counter()
-            gradient = make()
-            self._key, self._latest = key, (gradient, perf_counter() - start)
+            self._key, self._latest = key, make()
         return self._latest
 
 

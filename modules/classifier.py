@@ -1,6 +1,7 @@
 """The classifier of all arms: tokens -> backbone -> pooled vector -> linear head -> logits."""
 
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from modules.families import as_targets, candidate_names, family_of, state_width
 from modules.features import Batch, Features, extract
 from modules.head import ConditionedHead
 from modules.start import Start
+from modules.store import Content, TensorStore, weights_digest
 
 
 class Classifier(LightningModule):
@@ -48,6 +50,7 @@ class Classifier(LightningModule):
 
     Attributes:
         caches: Features and gradients that are computed once. Assign the same object to the modules that share them.
+        store: Where they are kept for later processes. Assign one to keep them; None keeps them in memory only.
 
     Raises:
         OptionError: If an option is out of range.
@@ -73,6 +76,7 @@ class Classifier(LightningModule):
     ) -> None:
         super().__init__()
         self.caches = Caches()
+        self.store: TensorStore | None = None
         learning_rate = 1e-3 if learning_rate is None else learning_rate
         if not (0 < learning_rate < inf and 0 <= weight_decay < inf and 0 <= warmup_ratio < 1):  # NaN is in no range
             raise OptionError(
@@ -192,9 +196,22 @@ class Classifier(LightningModule):
         trains = any(parameter.requires_grad for parameter in self.backbone.parameters())
         if datamodule is None or trains or is_limited or trainer.world_size > 1:
             return None
-        arithmetic = f"{trainer.precision}/{self.device}/{self.compiled}"
-        key, split = f"{self.backbone_state()}/{self.pooling}/{arithmetic}", split_of(datamodule)
-        return self.caches.features.get(key, datamodule.split_key(split), lambda: self._extract(split))
+        split = split_of(datamodule)
+        key, rows = f"{self.pooling}/{trainer.precision}/{self.device}/{self.compiled}", datamodule.split_key(split)
+        make = partial(self._stored_features, f"features/{key}/{rows}", split)
+        return self.caches.features.get(f"{self.backbone_state()}/{key}", rows, make)
+
+    def _stored_features(self, key: str, split: str) -> Features:
+        """Return the features of a split, read from the store if they are there."""
+        if self.store is None:
+            return self._extract(split)
+
+        def make() -> Content:
+            features = self._extract(split)
+            return {"rows": features.rows, "vectors": features.vectors}, {}
+
+        tensors, _ = self.store.get(f"{key}/{weights_digest(self.backbone)}", make)
+        return Features(tensors["rows"], tensors["vectors"].to(self.device))
 
     def _extract(self, split: str, shared: bool = True) -> Features:
         """Encode a split without dropout: this process's share of the rows, or all of them."""

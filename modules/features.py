@@ -1,7 +1,7 @@
 """Features: the vectors that a frozen backbone computes for a split, one per row."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,12 +15,20 @@ class Features:
     """One vector per row of a split.
 
     Attributes:
-        places: Index into `vectors` of each row id, [largest id + 2]. A table, because XLA has no `searchsorted`.
-        vectors: [rows, hidden].
+        rows: The id of each row, [rows].
+        vectors: [rows, hidden], on the device where they are used.
+        places: Index into `vectors` of each id, [largest id + 2]. A table, because XLA has no `searchsorted`.
     """
 
-    places: Tensor
+    rows: Tensor
     vectors: Tensor
+    places: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make the table. Its last entry is for -1, the id of padding rows, whose loss is not counted."""
+        places = self.rows.new_zeros(int(self.rows.max()) + 2)
+        places[self.rows] = torch.arange(len(self.rows))
+        object.__setattr__(self, "places", places.to(self.vectors.device))
 
     def of(self, rows: Tensor) -> Tensor:
         """Return the vectors [batch, hidden] of some rows [batch]."""
@@ -41,11 +49,8 @@ def extract(encode: Callable[[Batch], Tensor], batches: Iterable[Batch], device:
         for batch in tqdm(batches, desc="Features", unit="batch", leave=False, disable=not bar):
             vectors.append(_off_xla(encode(batch)))
             rows.append(batch["row"].cpu())
-    ids, real = torch.cat(rows), torch.cat(rows) >= 0
-    places = ids.new_zeros(int(ids.max()) + 2)  # the last is for -1, the id of padding rows, whose loss is not counted
-    places[ids[real]] = torch.arange(int(real.sum()))
-    encoded = torch.cat(vectors)
-    return Features(places.to(device), encoded[real.to(encoded.device)].to(device))
+    ids, encoded = torch.cat(rows), torch.cat(vectors)
+    return Features(ids[ids >= 0], encoded[(ids >= 0).to(encoded.device)].to(device))
 
 
 def _off_xla(vectors: Tensor) -> Tensor:

@@ -1,16 +1,19 @@
 """The masking callback of arms: options that fit a condition, and one gradient for all arms with the same start."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from typing import Any
+from functools import partial
+from time import perf_counter
+from typing import Any, cast
 
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from influence_masking import Calibration, InfluenceMasking, MaskingOptions, MeanGradient
-from modules.caches import GradientCache
+from modules.caches import TimedGradient
 from modules.errors import OptionError
+from modules.store import Content, weights_digest
 
 DEFAULT_OPTIONS = MaskingOptions(num_samples=None)
 """The gradient is taken over all calibration rows of the datamodule: its `calibration_size`."""
@@ -55,7 +58,7 @@ class SharedGradientMasking(InfluenceMasking):
     Arms that differ in score, tail or in what they train need the same gradient.
 
     Attributes:
-        gradient_shared: Whether an earlier condition took the gradient.
+        gradient_shared: Whether an earlier condition took the gradient, in this process or an earlier one.
         gradient_seconds: Seconds that the gradient took, now or earlier; None before it is taken.
     """
 
@@ -66,12 +69,31 @@ class SharedGradientMasking(InfluenceMasking):
         self, module: LightningModule, candidates: Mapping[str, nn.Parameter], calibration: Calibration
     ) -> MeanGradient:
         """Return the cached gradient, or a new one."""
-        gradients: GradientCache = module.caches.gradients  # type: ignore[union-attr, assignment]
-        key = gradient_key(module, candidates, calibration)
-        self.gradient_shared = key in gradients
-        take = super().take_gradient
-        gradient, self.gradient_seconds = gradients.get(key, lambda: take(module, candidates, calibration))
+        classifier, take = cast(Any, module), super().take_gradient
+        self.gradient_shared = True
+
+        def make() -> TimedGradient:
+            self.gradient_shared, start = False, perf_counter()
+            return take(module, candidates, calibration), perf_counter() - start
+
+        key = gradient_key(classifier, candidates, calibration)
+        is_stored = classifier.store is not None and calibration.processes.count == 1
+        find = partial(_stored_gradient, classifier, key, make) if is_stored else make
+        gradient, self.gradient_seconds = classifier.caches.gradients.get(key, find)
         return gradient
+
+
+def _stored_gradient(module: Any, key: str, make: Callable[[], TimedGradient]) -> TimedGradient:
+    """Return the gradient and its seconds, read from the module's store if they are there."""
+
+    def content() -> Content:
+        gradient, seconds = make()
+        known = {name: getattr(gradient, name) for name in ("loss", "num_samples", "micro_batch_size")}
+        return gradient.grads, known | {"seconds": seconds}
+
+    grads, known = module.store.get(f"gradient/{key}/{weights_digest(module.backbone)}", content)
+    seconds = known.pop("seconds")
+    return MeanGradient({name: grad.to(module.device) for name, grad in grads.items()}, **known), seconds
 
 
 def gradient_key(module: Any, candidates: Mapping[str, nn.Parameter], calibration: Calibration) -> str:

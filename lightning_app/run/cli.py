@@ -37,7 +37,7 @@ from lightning_app.run.configs import (
 from lightning_app.run.messages import class_of, explain, unknown_key
 from lightning_app.run.overwrite import check_overwrite
 from lightning_app.run.recorder import Recorder
-from modules import Caches, Classifier, StartError
+from modules import Caches, Classifier, StartError, TensorStore
 from modules.backbone import model_type, resolve_backbone
 from modules.checkpoints import CheckedCheckpointIO
 
@@ -230,6 +230,7 @@ class InfluenceCLI(LightningCLI):
             if isinstance(callback, Recorder):
                 callback.identity = self.identity
         self.model.caches = self._caches
+        self.model.store = TensorStore(self.datamodule.cache_dir / "tensors")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer.

@@ -104,7 +104,11 @@ def test_the_backbones_used_last_are_kept():
     cache, made = FeatureCache(backbones=2), []
 
     def get(backbone):
-        return cache.get(backbone, "dev", lambda: made.append(backbone) or Features(torch.ones(1), torch.ones(1, 1)))
+        return cache.get(
+            backbone,
+            "dev",
+            lambda: made.append(backbone) or Features(torch.zeros(1, dtype=torch.long), torch.ones(1, 1)),
+        )
 
     for backbone in ("a", "b", "a", "c", "a", "b"):
         get(backbone)

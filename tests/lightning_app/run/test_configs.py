@@ -143,7 +143,7 @@ def test_every_accelerator_parses_over_a_condition(accelerator, tiny_qwen):
     assert cli.config.trainer.accelerator == accelerator
 
 
-@pytest.mark.parametrize(("file", "conditions"), [("experiment", 16), ("demo", 5), ("study", 4 * 22 * 5)])
+@pytest.mark.parametrize(("file", "conditions"), [("experiment", 16), ("demo", 5), ("study", 4 * 23 * 5)])
 def test_every_experiment_is_a_grid_of_known_conditions(file, conditions):
     options = parse_options(["-c", str(CONFIGS / f"{file}.yaml")])
     assert len(build_conditions(options, experiment_folder(options))) == conditions
