@@ -27,7 +27,7 @@ PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
 def main() -> None:
-    """Runs both, seed by seed, and prints accuracies, seconds and the ratios."""
+    """Run both, seed by seed, and print accuracies, seconds and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="sst2")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def print_table(precision: str, rows: pd.DataFrame) -> pd.Series:
-    """Prints what was found in one precision; returns the seconds of all arms, by who."""
+    """Print what was found in one precision; return the seconds of all arms, by who."""
     groups = rows.groupby(["arm", "who"])
     table = groups[["epochs", "seconds"]].mean().unstack("who").loc[list(ARMS)]
     accuracy = (100 * groups["accuracy"].agg(["mean", "min", "max"])).unstack("who").loc[list(ARMS)]
@@ -66,7 +66,7 @@ def print_table(precision: str, rows: pd.DataFrame) -> pd.Series:
 
 
 def print_totals(totals: dict[str, pd.Series]) -> None:
-    """Prints our seconds beside the peer's in the same precision and in fp32."""
+    """Print our seconds beside the peer's in the same precision and in fp32."""
     print("\n| precision | seconds: ours | theirs | ours / theirs | ours / theirs in fp32 |\n|---|---|---|---|---|")
     for precision, total in totals.items():
         mine, plain = total["ours"], totals.get("fp32", {}).get("theirs")
@@ -75,7 +75,7 @@ def print_totals(totals: dict[str, pd.Series]) -> None:
 
 
 def ours(folder: Path, options: argparse.Namespace, seed: int, precision: str) -> list[dict]:
-    """Runs `influence experiment`, as users do."""
+    """Run `influence experiment`, as users do."""
     words = ["--datasets", options.dataset, "--arms", *ARMS, "--backbone", EMBEDDED_NAME, "--seeds", str(seed)]
     sets = [
         f"data.max_length={options.max_length}",
@@ -94,7 +94,7 @@ def ours(folder: Path, options: argparse.Namespace, seed: int, precision: str) -
 
 
 def theirs(splits: Path, options: argparse.Namespace, seed: int, precision: str) -> list[dict]:
-    """Runs the script beside this one on the splits that ours has just used."""
+    """Run the script beside this one on the splits that ours has just used."""
     words = ["--seed", str(seed), "--max_length", str(options.max_length), "--epochs", str(options.epochs)]
     words += ["--precision", precision]
     command = [sys.executable, str(HERE / "arms_peer.py"), str(splits), resolve_backbone(EMBEDDED_NAME), *words]

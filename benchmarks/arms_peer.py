@@ -40,7 +40,7 @@ class MeanPooled(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, input_ids, attention_mask, labels=None):
-        """Returns loss and logits, as the Trainer wants them."""
+        """Return loss and logits, as the Trainer wants them."""
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         weights = attention_mask.unsqueeze(-1).float()
         logits = self.head((hidden * weights).sum(1) / weights.sum(1))
@@ -48,7 +48,7 @@ class MeanPooled(nn.Module):
 
 
 def main() -> None:
-    """Trains the three arms in turn and prints one JSON object an arm."""
+    """Train the three arms in turn and print one JSON object an arm."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("splits", help="Parquet file with the columns text, label and split.")
     parser.add_argument("backbone", help="Folder of the encoder.")

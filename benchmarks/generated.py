@@ -81,7 +81,7 @@ class GeneratedText(TextDataModule):
         super().__init__(tokenizer, **kwargs)
 
     def load_source(self) -> tuple[pa.Table, pa.Table]:
-        """Returns tables that are the same on every machine."""
+        """Return tables that are the same on every machine."""
         drawn = self.sizes.head_init + self.sizes.train + self.sizes.dev
         return self._table("train", int(SPARE * drawn) + 10 * CLASSES[self.name]), self._table("eval", self.eval_rows)
 
@@ -96,7 +96,7 @@ class GeneratedText(TextDataModule):
 
 
 def make_model(folder: Path, size: str, layers: int | None = None) -> str:
-    """Writes a Qwen2 of random weights in bfloat16, as the published one is, and a tokenizer of whole words."""
+    """Write a Qwen2 of random weights in bfloat16, as the published one is, and a tokenizer of whole words."""
     vocabulary = {word: number for number, word in enumerate(["<unk>", "<eos>", *(f"w{n}" for n in range(WORDS))])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -108,7 +108,7 @@ def make_model(folder: Path, size: str, layers: int | None = None) -> str:
 
 
 def main() -> None:
-    """Prints LENGTHS and means."""
+    """Print `LENGTHS` and means."""
     from lightning_app.run.cli import PrepareData
     from lightning_app.run.configs import config_file, configs_folder
     from modules.backbone import EMBEDDED_NAME

@@ -78,7 +78,7 @@ class Measured:
 
     @property
     def rate(self) -> float:
-        """Tokens a second."""
+        """Return tokens a second."""
         return self.tokens / self.seconds
 
 
@@ -102,7 +102,7 @@ class Clock(Callback):
 
 
 def main() -> None:
-    """Prints the tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="qwen2-0.5b")
     parser.add_argument("--layers", type=int, help="of the model, where it is to have others than its size says")
@@ -133,7 +133,7 @@ def main() -> None:
 
 
 def be_quiet() -> None:
-    """Leaves nothing to read but the tables."""
+    """Leave nothing to read but the tables."""
     warnings.simplefilter("ignore")
     disable_progress_bar()
     set_verbosity_error()
@@ -142,12 +142,12 @@ def be_quiet() -> None:
 
 
 def precision() -> str:
-    """That of the settings."""
+    """Return the one of the settings."""
     return settings["trainer"]["precision"]
 
 
 def now() -> float:
-    """Seconds, when the device has finished."""
+    """Return seconds, when the device has finished."""
     if CUDA:
         torch.cuda.synchronize()
     return perf_counter()
@@ -166,7 +166,7 @@ def matrix_rate() -> float:
 
 
 def data_of(folder: str, cache: Path, like: str, options: argparse.Namespace) -> GeneratedText:
-    """The generated data set."""
+    """Return the generated data set."""
     sizes = {"head_init_size": options.train_rows // 2, "dev_size": options.train_rows // 2}
     loading = settings.get("data", {}).get("init_args", {})
     return GeneratedText(
@@ -198,7 +198,7 @@ def trainer_of(folder: Path, clock: Clock, epochs: int) -> Trainer:
 
 
 def measure(folder: str, scratch: Path, like: str, options: argparse.Namespace) -> dict[str, Measured]:
-    """All work on one data set."""
+    """Return all work on one data set."""
     data = data_of(folder, scratch, like, options)
     kinds: dict[str, type[Classifier]] = {"full_ft": FullFineTuning, "lora": LoRA, "gradient": Influence}
     found = {}
@@ -224,7 +224,7 @@ def measure(folder: str, scratch: Path, like: str, options: argparse.Namespace) 
 
 
 def gradient_seconds(module: Classifier, data: GeneratedText, scratch: Path) -> float:
-    """Seconds of the pass over the calibration rows; the module is masked afterwards, which costs it nothing."""
+    """Return seconds of the pass over the calibration rows; the module is masked afterwards, which costs it nothing."""
     module.caches = Caches()
     masking = module.masking
     masking.mask = None
@@ -233,7 +233,7 @@ def gradient_seconds(module: Classifier, data: GeneratedText, scratch: Path) -> 
 
 
 def measured(times: list[float], rows: TokenizedRows, module: Classifier, work: str) -> Measured:
-    """Puts together what was found; the first time is left out of the best where there are others."""
+    """Put together what was found; the first time is left out of the best where there are others."""
     flops = PASSES[work] * forward_flops(rows.lengths, module)
     return Measured(sum(rows.lengths), min(times[1:] or times), times[0], flops, memory())
 
@@ -248,7 +248,7 @@ def forward_flops(lengths: list[int], module: Classifier) -> float:
 
 
 def reset_memory() -> None:
-    """Begins a new gauge."""
+    """Begin a new gauge."""
     if CUDA:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -257,12 +257,12 @@ def reset_memory() -> None:
 
 
 def memory() -> int:
-    """Bytes at the highest since then: of the GPU, or of the process."""
+    """Return bytes at the highest since then: of the GPU, or of the process."""
     return torch.cuda.max_memory_allocated() if CUDA else resident("VmHWM")
 
 
 def peers(folder: str, scratch: Path, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Tokens a second of Hugging Face Trainer and peft on the same rows, by data set and work."""
+    """Return tokens a second of Hugging Face Trainer and peft on the same rows, by data set and work."""
     missing = [name for name in ("accelerate", "peft") if not find_spec(name)]
     if missing:
         print(f"left out: the peer, which needs {missing}\n")
@@ -280,7 +280,7 @@ def peers(folder: str, scratch: Path, options: argparse.Namespace) -> dict[str, 
 
 
 def print_rates(ours: dict[str, dict[str, Measured]], peer: dict[str, dict[str, float]], device_rate: float) -> None:
-    """The first table."""
+    """Print the first table."""
     print(
         "| data set | work | tokens/s | TFLOP/s | % of the device | first time s | then s | GB | peer's tokens/s |",
         end="",
@@ -297,7 +297,7 @@ def print_rates(ours: dict[str, dict[str, Measured]], peer: dict[str, dict[str, 
 
 
 def print_projection(ours: dict[str, dict[str, Measured]], options: argparse.Namespace) -> None:
-    """What the conditions of the study would take at these rates, all rows counted."""
+    """Print what the conditions of the study would take at these rates, all rows counted."""
     print(f"\nProjected seconds, {options.projected_epochs} epochs of lora and full_ft, without loading and files")
     print(f"\n| data set | {' | '.join(ARMS)} | all |\n|---|---|---|---|---|---|")
     total = 0.0
@@ -309,7 +309,7 @@ def print_projection(ours: dict[str, dict[str, Measured]], options: argparse.Nam
 
 
 def projected(like: str, works: dict[str, Measured], options: argparse.Namespace) -> dict[str, float]:
-    """Seconds of each arm on a data set."""
+    """Return seconds of each arm on a data set."""
     rows = min(options.eval_rows, EVAL_ROWS[like])
     evaluation = works["evaluation"].seconds * EVAL_ROWS[like] / rows
     train = works["full_ft"].tokens / works["evaluation"].rate  # forward over the training rows
@@ -321,7 +321,7 @@ def projected(like: str, works: dict[str, Measured], options: argparse.Namespace
 
 
 def run_experiment(folder: str, scratch: Path, options: argparse.Namespace) -> None:
-    """Times the four arms by the command that users give, on the first data set."""
+    """Time the four arms by the command that users give, on the first data set."""
     missing = [name for name in NEEDED if not find_spec(name)]
     if missing:
         print(f"left out: influence experiment, which needs {missing}")

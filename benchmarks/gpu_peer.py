@@ -51,7 +51,7 @@ class Clock(TrainerCallback):
 
 
 def now() -> float:
-    """Seconds, when the device has finished."""
+    """Return seconds, when the device has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return perf_counter()

@@ -23,7 +23,7 @@ from influence_masking import find_candidates, take_snapshot
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, value in (("layers", 24), ("batches", 4), ("samples", 32), ("length", 32), ("repeats", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def timed(way: Callable[[], None]) -> tuple[float, float]:
-    """Returns seconds, and gigabytes above what was there before."""
+    """Return seconds, and gigabytes above what was there before."""
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     start = perf_counter()

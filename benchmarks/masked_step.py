@@ -25,14 +25,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "callbacks"))
 from qwen import QwenClassifier, batches
 from selection import machine, resident
 
-from influence_masking import Hold, Mask, find_candidates
+from influence_masking import Mask, MaskEnforcer, find_candidates
 
 FRACTION = 0.05
 NAMES = {"hold": "plain loop", "none": "Trainer", "pruning": "Trainer with ModelPruning"}
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, value in (("layers", 24), ("steps", 6), ("samples", 8), ("length", 64)):
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def hold(options: argparse.Namespace) -> None:
-    """Alternates steps with and without a hold."""
+    """Alternate steps with and without held weights."""
     module = QwenClassifier(options.layers)
     optimizer = module.configure_optimizers()
     candidates = find_candidates(module)
@@ -63,7 +63,7 @@ def hold(options: argparse.Namespace) -> None:
     peaks: dict[bool, float] = {False: 0.0, True: 0.0}
     for i in range(2 * options.steps + 2):
         held = i % 2 == 1
-        holding = Hold(module, mask, "zero", [optimizer]) if held else None
+        enforcer = MaskEnforcer(module, mask, "zero", [optimizer]) if held else None
         Path("/proc/self/clear_refs").write_text("5")
         start = perf_counter()
         optimizer.zero_grad()
@@ -71,8 +71,8 @@ def hold(options: argparse.Namespace) -> None:
         optimizer.step()
         seconds[held].append(perf_counter() - start)
         peaks[held] = resident("VmHWM") / 1e9
-        if holding:
-            holding.release()
+        if enforcer:
+            enforcer.release()
     without, with_ = seconds[False][1:], seconds[True][1:]  # the first of each allocates the optimizer's state
     ratio = median(b / a for a, b in zip(without, with_, strict=True))
     name = f"plain loop, influence_masking holds {mask.num_masked:,}"
@@ -94,7 +94,7 @@ class Clock(Callback):
 
 
 def trainer(options: argparse.Namespace) -> None:
-    """Trains two epochs; `ModelPruning` prunes at the end of the first, and the second is timed."""
+    """Train two epochs; `ModelPruning` prunes at the end of the first, and the second is timed."""
     module, clock = QwenClassifier(options.layers), Clock()
     modules = dict(module.named_modules())
     pruned = [(modules[name.removesuffix(".weight")], "weight") for name in find_candidates(module)]

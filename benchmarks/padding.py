@@ -25,7 +25,7 @@ PHASES = ("training", "evaluation", "gradient")
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", nargs="+", default=["docstrings"])
     parser.add_argument("--backbone", default=EMBEDDED_NAME, help="whose tokenizer counts the tokens")
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def row_of(data: TextDataModule) -> list[str]:
-    """The cells of a dataset."""
+    """Return the cells of a dataset."""
     train = data.train_dataloader()
     lengths: dict[str, list[int]] = {phase: [] for phase in PHASES}
     ours = dict.fromkeys(lengths, (0, 0))
@@ -58,7 +58,7 @@ def row_of(data: TextDataModule) -> list[str]:
 
 
 def add(counts: tuple[int, int], lengths: list[int], batches: Iterable[dict[str, torch.Tensor]]) -> tuple[int, int]:
-    """Adds the real and the computed tokens of batches, and keeps the rows' lengths."""
+    """Add the real and the computed tokens of batches, and keep the rows' lengths."""
     real, computed = counts
     for batch in batches:
         mask = batch["attention_mask"]
@@ -68,7 +68,7 @@ def add(counts: tuple[int, int], lengths: list[int], batches: Iterable[dict[str,
 
 
 def random_order(lengths: list[int], size: int) -> float:
-    """The share of padding where rows are batched in a random order."""
+    """Return the share of padding where rows are batched in a random order."""
     order = torch.tensor(lengths)[torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0))]
     computed = sum(int(batch.max()) * len(batch) for batch in order.split(size))
     return 1 - int(order.sum()) / computed

@@ -35,7 +35,7 @@ class QwenClassifier(LightningModule):
 
 
 def batches(count: int, samples: int, length: int) -> list[tuple[Tensor, Tensor]]:
-    """Returns batches of random tokens of shape (samples, length) and random labels."""
+    """Return batches of random tokens of shape (samples, length) and random labels."""
     generator = torch.Generator().manual_seed(0)
     return [
         (

@@ -36,7 +36,7 @@ FRACTION = 0.05
 
 
 def main() -> None:
-    """Prints the tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=int, default=357_826_560)
     parser.add_argument("--repeats", type=int, default=3)
@@ -64,12 +64,12 @@ def main() -> None:
 
 
 def ours(theta: list[Tensor], grad: list[Tensor], k: int) -> list[Tensor]:
-    """The library."""
+    """Return the library."""
     return select([Weights(str(i), t, g) for i, (t, g) in enumerate(zip(theta, grad, strict=True))], k, sign_gradient)
 
 
 def all_scores(theta: list[Tensor], grad: list[Tensor]) -> Tensor:
-    """One tensor of all scores, filled in place: the cheapest way to have it."""
+    """Return one tensor of all scores, filled in place: the cheapest way to have it."""
     scores = torch.empty(sum(t.numel() for t in theta))
     for part, t, g in zip(scores.split([t.numel() for t in theta]), theta, grad, strict=True):
         torch.mul(torch.sign(t), g, out=part)
@@ -118,7 +118,7 @@ WAYS: dict[str, tuple[Callable[..., object], int]] = {
 
 
 def adversarial(weights: int) -> None:
-    """Prints times on inputs that are hard to bracket; each result is checked against a count and its threshold."""
+    """Print times on inputs that are hard to bracket; each result is checked against a count and its threshold."""
     print("\n| scores | seconds | exact |")
     print("|---|---|---|")
     for kind in ("all equal", "two values", "sorted", "heavy tails", "bfloat16"):
@@ -132,7 +132,7 @@ def adversarial(weights: int) -> None:
 
 
 def is_exact(theta: list[Tensor], grad: list[Tensor], selected: list[Tensor], k: int) -> bool:
-    """Checks what defines the answer: k in all, none left out below the highest taken, and of equals the first."""
+    """Check what defines the answer: k in all, none left out below the highest taken, and of equals the first."""
     highest_taken, lowest_left, count = -float("inf"), float("inf"), 0
     for t, g, packed in zip(theta, grad, selected, strict=True):
         scores, flags = sign_gradient(t.float(), g), bits.unpack(packed, t.numel())
@@ -149,7 +149,7 @@ def is_exact(theta: list[Tensor], grad: list[Tensor], selected: list[Tensor], k:
 
 
 def tensors(weights: int, kind: str) -> tuple[list[Tensor], list[Tensor]]:
-    """Weights and gradients in the shapes of Qwen2-0.5B's layers, flat, as many layers as it takes."""
+    """Return weights and gradients in the shapes of Qwen2-0.5B's layers, flat, as many layers as it takes."""
     layers = max(round(weights / sum(a * b for a, b in QWEN_LAYER)), 1)
     sizes = [a * b for _ in range(layers) for a, b in QWEN_LAYER]
     generator = torch.Generator().manual_seed(0)
@@ -176,7 +176,7 @@ def tensors(weights: int, kind: str) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def measure(call: Callable[[], object], repeats: int) -> tuple[float, int]:
-    """Returns the best time in seconds and the rise of the highest resident memory in bytes."""
+    """Return the best time in seconds and the rise of the highest resident memory in bytes."""
     best, rise = float("inf"), 0
     for _ in range(repeats):
         gc.collect()
@@ -191,7 +191,7 @@ def measure(call: Callable[[], object], repeats: int) -> tuple[float, int]:
 
 
 def floor(theta: list[Tensor], grad: list[Tensor]) -> float:
-    """Returns the seconds that a sum over both, the cheapest reading, takes."""
+    """Return the seconds that a sum over both, the cheapest reading, takes."""
     start = perf_counter()
     for tensor in [*theta, *grad]:
         tensor.sum()
@@ -199,13 +199,13 @@ def floor(theta: list[Tensor], grad: list[Tensor]) -> float:
 
 
 def resident(field: str) -> int:
-    """Returns a memory field of this process in bytes."""
+    """Return a memory field of this process in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def machine() -> str:
-    """Names the processor."""
+    """Return the name of the processor."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, Linux"

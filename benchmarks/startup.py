@@ -34,7 +34,7 @@ raise SystemExit("it ended before the first step")
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def commands(folder: Path) -> dict[str, list[str]]:
-    """What is timed; `baseline` is trained once before, so that the caches are full."""
+    """Return what is timed; `baseline` is trained once before, so that the caches are full."""
     python, influence = [sys.executable], [sys.executable, "-m", "lightning_app"]
     files = [word for name in ("base", "data/docstrings", "arms/baseline") for word in ("-c", f"configs/{name}.yaml")]
     fit = ["fit", *files, "--model.backbone", EMBEDDED_NAME, "--outputs", str(folder), "--trainer.max_steps=1"]
@@ -71,7 +71,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
 
 
 def timed(command: list[str]) -> float:
-    """Seconds of a command that must succeed."""
+    """Return seconds of a command that must succeed."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "callbacks"), os.environ.get("PYTHONPATH", "")])
     start = perf_counter()
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)

@@ -46,32 +46,32 @@ class TextDataModule(LightningDataModule, ABC):
     source.
 
     Args:
-        tokenizer: hub id or folder of the tokenizer.
-        batch_size: rows per training batch and device.
-        eval_batch_size: rows per batch of dev or eval.
-        eval_tokens: tokens per batch of dev or eval, padding included, instead of `eval_batch_size` rows, to keep a
+        tokenizer: Hub id or folder of the tokenizer.
+        batch_size: Rows per training batch and device.
+        eval_batch_size: Rows per batch of dev or eval.
+        eval_tokens: Tokens per batch of dev or eval, padding included, instead of `eval_batch_size` rows, to keep a
             GPU busy. None: use `eval_batch_size`. Metrics are equal except for rounding.
-        max_length: texts are cut to this many tokens.
-        head_init_size: rows that train the head of the baseline start.
-        train_size: rows that train the arms and from which masks are made.
-        dev_size: rows for early stopping and every choice.
-        eval_size: rows of the evaluation split, stratified; None for all of them. Changes no other split.
-        calibration_size: rows of train that masks are made from, stratified; all of them if None. They are the rows
+        max_length: Texts are cut to this many tokens.
+        head_init_size: Rows that train the head of the baseline.
+        train_size: Rows that train the arms and from which masks are made.
+        dev_size: Rows for early stopping and every choice.
+        eval_size: Rows of the evaluation split, stratified; None for all of them. Changes no other split.
+        calibration_size: Rows of train that masks are made from, stratified; all of them if None. They are the rows
             that a train split of that size would have.
-        shuffle_calibration_labels: permute the labels of those rows: a control whose gradient sees the texts without
+        shuffle_calibration_labels: Permute the labels of those rows: a control whose gradient sees the texts without
             their labels.
-        train_on: the split that `train_dataloader` draws from.
-        early_stop_on: the split that is validated during a fit.
-        pad_lengths: lengths to pad batches to; None pads to the longest row. With them every batch has its full number
+        train_on: The split that `train_dataloader` draws from.
+        early_stop_on: The split that is validated during a fit.
+        pad_lengths: Lengths to pad batches to; None pads to the longest row. With them every batch has its full number
             of rows (missing ones have `row` -1 and `labels` -100), because a TPU compiles one program per shape.
-        seed: seed of the splits and of the training order.
-        cache_dir: folder for splits and tokens; None for `outputs/cache`.
-        num_workers: worker processes that make batches.
+        seed: Seed of the splits and of the training order.
+        cache_dir: Folder for splits and tokens; None for `outputs/cache`.
+        num_workers: Worker processes that make batches.
 
     Attributes:
-        text_columns: the column with the text, or several that are joined by `": "`.
-        fingerprint: sha256 of the source's content, the sizes, the seed and the protocol; set by `setup`.
-        split_sizes: rows in each split; set by `setup`.
+        text_columns: The column with the text, or several that are joined by `": "`.
+        fingerprint: SHA-256 of the source's content, the sizes, the seed and the protocol; set by `setup`.
+        split_sizes: Rows in each split; set by `setup`.
 
     Raises:
         DataError: If an argument is out of range.

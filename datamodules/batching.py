@@ -69,16 +69,16 @@ class BatchSampler(DistributedSampler[list[int]]):
     and does not replace it.
 
     Args:
-        lengths: tokens per row, including the padding to fixed lengths.
-        batch_size: rows per batch.
-        shuffle: group by length in a new order each epoch; otherwise sort by length. When shuffled, all ranks get the
+        lengths: Tokens per row, including the padding to fixed lengths.
+        batch_size: Rows per batch.
+        shuffle: Group by length in a new order each epoch; otherwise sort by length. When shuffled, all ranks get the
             same number of batches (the first few are used twice if needed); otherwise every batch is used once.
-        seed: seed of the shuffle.
-        num_replicas: number of ranks that share the rows.
-        rank: this rank.
-        shortest: as for `sorted_batches`.
-        tokens: as for `sorted_batches`.
-        fill: fill batches that are too short with `NO_ROW`, up to `batch_size`.
+        seed: Seed of the shuffle.
+        num_replicas: Number of ranks that share the rows.
+        rank: This rank.
+        shortest: As for `sorted_batches`.
+        tokens: As for `sorted_batches`.
+        fill: Fill batches that are too short with `NO_ROW`, up to `batch_size`.
     """
 
     def __init__(
@@ -168,8 +168,8 @@ class TokenizedRows(Dataset[dict[str, Tensor]]):
         lengths: [N] number of tokens per row, at least one.
         labels: [N] class of each row.
         rows: [N] position of each row in the source.
-        pad_token_id: fills shorter rows on the right.
-        pad_lengths: lengths to pad to, of which the smallest that fits is used; None pads to the longest row.
+        pad_token_id: Fills shorter rows on the right.
+        pad_lengths: Lengths to pad to, of which the smallest that fits is used; None pads to the longest row.
     """
 
     def __init__(

@@ -33,9 +33,9 @@ def cached_table(path: Path, key: Mapping[str, str], build: Callable[[], pa.Tabl
     """Return the table at `path` if it was written for `key` and is intact; otherwise build and write it.
 
     Args:
-        path: a Parquet file; its folder is made if needed.
-        key: what the table is made from; kept in the file's schema metadata with a digest of the content.
-        build: makes the table.
+        path: A Parquet file; its folder is made if needed.
+        key: What the table is made from; kept in the file's schema metadata with a digest of the content.
+        build: Makes the table.
     """
     if path.exists():
         try:

@@ -25,12 +25,12 @@ class HubDataModule(TextDataModule):
     """A dataset that is defined by class attributes alone.
 
     Attributes:
-        path: hub id, a folder, or `"csv"`, `"json"` or `"parquet"` for `data_files`.
-        config: configuration of the dataset, if it has several.
-        data_files: files of each split: paths, or patterns with `*`.
-        label_column: the column with the class: one of `label_names`, or its number from 0.
-        train_split: the split that head_init, train and dev are drawn from.
-        eval_split_name: the labeled split for evaluation.
+        path: Hub id, a folder, or `"csv"`, `"json"` or `"parquet"` for `data_files`.
+        config: Configuration of the dataset, if it has several.
+        data_files: Files of each split: paths, or patterns with `*`.
+        label_column: The column with the class: one of `label_names`, or its number from 0.
+        train_split: The split that head_init, train and dev are drawn from.
+        eval_split_name: The labeled split for evaluation.
     """
 
     path: str
@@ -140,17 +140,17 @@ class HubTextDataModule(HubDataModule):
     """A dataset that is defined by arguments: your own is a YAML file without code.
 
     Args:
-        tokenizer: hub id or folder of the tokenizer.
-        path: hub id, a folder, or `csv`, `json` or `parquet` for `data_files`.
-        name: name of the dataset in results.
-        label_names: the classes in the order of their numbers.
-        eval_split: the labeled split for evaluation.
-        text_columns: the column with the text, or several that are joined by `": "`.
-        label_column: the column with the class: one of `label_names`, or its number from 0.
-        train_split: the split that head_init, train and dev are drawn from.
-        config: configuration of the dataset, if it has several.
-        data_files: files of each split: paths, or patterns with `*`.
-        **kwargs: see `TextDataModule`.
+        tokenizer: Hub id or folder of the tokenizer.
+        path: Hub id, a folder, or `csv`, `json` or `parquet` for `data_files`.
+        name: Name of the dataset in results.
+        label_names: The classes in the order of their numbers.
+        eval_split: The labeled split for evaluation.
+        text_columns: The column with the text, or several that are joined by `": "`.
+        label_column: The column with the class: one of `label_names`, or its number from 0.
+        train_split: The split that head_init, train and dev are drawn from.
+        config: Configuration of the dataset, if it has several.
+        data_files: Files of each split: paths, or patterns with `*`.
+        **kwargs: See `TextDataModule`.
     """
 
     def __init__(

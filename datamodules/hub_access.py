@@ -51,7 +51,7 @@ def is_reachable(repo: str, kind: str) -> bool:
     A local folder needs no hub: True.
 
     Args:
-        repo: id of a repository, or a local folder.
+        repo: Id of a repository, or a local folder.
         kind: `"dataset"` or `"model"`.
     """
     if Path(repo).exists():

@@ -41,10 +41,10 @@ def label_numbers(
     class name but a whole number is treated as that number.
 
     Args:
-        table: holds the labels.
-        name: name of their column.
-        label_names: the classes, in the order of their numbers.
-        own_names: what the data call the numbers 0, 1, ...: the numbers are matched by these names alone.
+        table: Holds the labels.
+        name: Name of their column.
+        label_names: The classes, in the order of their numbers.
+        own_names: What the data call the numbers 0, 1, ...: the numbers are matched by these names alone.
 
     Raises:
         DataError: If a label is none of these, or the column holds neither texts, booleans nor numbers.

@@ -19,7 +19,7 @@ class TextOverlap:
     for, however many texts there are: the first three words of the shorter text are found by hash.
 
     Args:
-        texts: the texts to compare with.
+        texts: The texts to compare with.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:

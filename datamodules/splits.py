@@ -36,9 +36,9 @@ class Splits:
     """The rows of each split, and what the user should know about the others.
 
     Attributes:
-        rows: for each split the positions in the training pool, or for `eval` in the evaluation rows.
-        left_out: why rows of the training pool cannot be drawn, with the number of rows.
-        contradictions: texts that are there with different labels.
+        rows: For each split the positions in the training pool, or for `eval` in the evaluation rows.
+        left_out: Why rows of the training pool cannot be drawn, with the number of rows.
+        contradictions: Texts that are there with different labels.
     """
 
     rows: dict[str, list[int]]
@@ -60,7 +60,7 @@ def allocation(counts: Sequence[int]) -> Iterator[int]:
     Young (The Quota Method of Apportionment, 1975). The method of largest remainders does not have this property.
 
     Args:
-        counts: rows found of each class, at least one.
+        counts: Rows found of each class, at least one.
     """
     shares, total = [1] * len(counts), sum(counts)
     yield from range(len(counts))
@@ -187,22 +187,22 @@ def _draw_from_pool(
     counts = [len(rows) for rows in by_class]
     _check_counts(counts, [1] * len(counts), sizes.head_init + sizes.train + sizes.dev, label_names)
     left, overlap = [deque(rows) for rows in by_class], TextOverlap([])
-    asked, found = [0] * len(counts), [0] * len(counts)
+    wanted, drawn_rows = [0] * len(counts), [0] * len(counts)
     drawn: dict[str, list[int]] = {"dev": [], "head_init": [], "train": []}
     passed_over: list[int] = []
     for split, take in (("dev", deque.popleft), ("head_init", deque.popleft), ("train", deque.pop)):
         for label in itertools.islice(allocation(counts), getattr(sizes, split)):
-            asked[label] += 1
+            wanted[label] += 1
             while left[label]:
                 row = take(left[label])
                 if texts[row] not in overlap:
                     drawn[split].append(row)
-                    found[label] += 1
+                    drawn_rows[label] += 1
                     break
                 passed_over.append(row)
         if split == "dev":
             overlap = TextOverlap(texts[row] for row in drawn["dev"])
-    _check_counts(found, asked, 0, label_names)
+    _check_counts(drawn_rows, wanted, 0, label_names)
     return drawn, passed_over
 
 

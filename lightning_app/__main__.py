@@ -40,7 +40,7 @@ COMMANDS = dict.fromkeys(LIGHTNING_COMMANDS, "lightning_app.run.cli") | {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The outer parser: it knows the commands, each command's own parser knows its options."""
+    """Return the outer parser: it knows the commands, each command's own parser knows its options."""
     parser = argparse.ArgumentParser(
         prog="influence",
         description="Does removing the weights that one gradient calls detrimental make a text classifier better?",
@@ -78,7 +78,7 @@ def ensure_utf8() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command.
+    """Run a command.
 
     Returns:
         0 if it did what was asked, 1 if a condition failed, 2 if it was asked for something that cannot be done, and
@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _closed_outputs() -> list[int]:
-    """Standard output and error, if whoever read them has ended, as `head` does: poll reports that of a pipe."""
+    """Return standard output and error, if whoever read them has ended, as `head` does: poll reports that of a pipe."""
     if sys.platform == "win32":
         return [1]  # it has no poll, and no other pipe raises BrokenPipeError there
     watch = select.poll()

@@ -25,18 +25,18 @@ class Commands(InfluenceCLI):
         super().__init__([])
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Sets what LightningCLI reads, without arguments."""
+        """Set what LightningCLI reads, without arguments."""
         self.config = Namespace(subcommand=None, seed_everything=False)
 
     def before_instantiate_classes(self) -> None:
-        """Skips the folder of a run."""
+        """Skip the folder of a run."""
 
     def instantiate_classes(self) -> None:
-        """Skips model, data and Trainer."""
+        """Skip model, data and Trainer."""
 
 
 def build_parser() -> ArgumentParser:
-    """The options of `influence completion`."""
+    """Return the options of `influence completion`."""
     parser = ArgumentParser(
         prog="influence completion",
         description="Prints a script. bash: influence completion bash > ~/.local/share/bash-completion/completions/"
@@ -48,7 +48,7 @@ def build_parser() -> ArgumentParser:
 
 
 def all_commands() -> ArgumentParser:
-    """One parser with every option of every command; making it takes seconds."""
+    """Return one parser with every option of every command; making it takes seconds."""
     parsers = dict(Commands()._subcommand_parsers)
     parsers |= {name: import_module(COMMANDS[name]).build_parser() for name in OTHER_COMMANDS}
     for action in parsers["experiment"]._actions:
@@ -62,7 +62,7 @@ def all_commands() -> ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Prints the script."""
+    """Print the script."""
     shell = build_parser().parse_args(argv).shell
     if find_spec("shtab") is None:
         raise UsageError(

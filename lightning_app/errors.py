@@ -1,4 +1,4 @@
-"""Mistakes of a user, told in one message without a traceback."""
+"""Mistakes of a user, reported in one message without a traceback."""
 
 import errno
 
@@ -36,7 +36,7 @@ class UsageError(ValueError):
 
 
 def user_mistake(error: BaseException, command: str = "experiment") -> Exception | None:
-    """The user's mistake behind an exception, or None if it is a fault of ours.
+    """Return the user's mistake behind an exception, or None if it is a fault of ours.
 
     What a constructor raises reaches us wrapped by the argument parser, so the chain of causes is walked. A folder that
     cannot be written, a full disk and too little memory are the user's to mend as well.
@@ -45,28 +45,28 @@ def user_mistake(error: BaseException, command: str = "experiment") -> Exception
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     chain = chain_of_causes(error)
-    told: list[Exception] = [link for link in chain if getattr(link, "is_user_error", False)]
-    told += [link for link in chain if isinstance(link, (ArgumentError, MisconfigurationException))]
-    told += [_unwritten(link, command) for link in chain if isinstance(link, OSError) and _is_unwritten(link)]
-    told += [_memory_advice(link, command) for link in chain if _is_out_of_memory(link)]
-    return told[0] if told else None
+    mistakes: list[Exception] = [link for link in chain if getattr(link, "is_user_error", False)]
+    mistakes += [link for link in chain if isinstance(link, (ArgumentError, MisconfigurationException))]
+    mistakes += [_unwritten(link, command) for link in chain if isinstance(link, OSError) and _is_unwritten(link)]
+    mistakes += [_memory_advice(link, command) for link in chain if _is_out_of_memory(link)]
+    return mistakes[0] if mistakes else None
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether Python, CUDA or, by a plain RuntimeError, torch's CPU allocator had no memory left."""
+    """Return whether Python, CUDA or, by a plain RuntimeError, torch's CPU allocator had no memory left."""
     from torch import OutOfMemoryError
 
     return isinstance(error, MemoryError | OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _memory_advice(error: Exception, command: str) -> UsageError:
-    found = str(error).strip().partition("\n")[0] or type(error).__name__
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
     options = "--data.batch_size, --data.eval_batch_size, --data.max_length or --model.masking.micro_batch_size."
-    return UsageError(f"Out of memory ({found}). Lower {SMALLER.get(command, options)}")
+    return UsageError(f"Out of memory ({reason}). Lower {SMALLER.get(command, options)}")
 
 
 def _is_unwritten(error: OSError) -> bool:
-    """Whether the disk is full, or a file cannot be written where it should be."""
+    """Return whether the disk is full, or a file cannot be written where it should be."""
     return error.errno in FULL or (error.errno in UNWRITABLE and bool(error.filename))
 
 
@@ -78,7 +78,7 @@ def _unwritten(error: OSError, command: str) -> UsageError:
 
 
 def chain_of_causes(error: BaseException) -> list[Exception]:
-    """An exception and those it was raised from, the first cause last."""
+    """Return an exception and those it was raised from, the first cause last."""
     chain = [error]
     while chain[-1].__cause__:
         chain.append(chain[-1].__cause__)
@@ -86,5 +86,5 @@ def chain_of_causes(error: BaseException) -> list[Exception]:
 
 
 def printable(text: str) -> str:
-    """A text for the terminal, in which what comes from files and names cannot steer it: controls are spelled out."""
+    """Return a text that cannot steer the terminal: control characters, as from files and names, are spelled out."""
     return "".join(letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text)

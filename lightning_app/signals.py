@@ -22,7 +22,7 @@ class Sigterm:
         self.can_wait = self.asked = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Ends the process, or lets the Trainer do so."""
+        """End the process, or lets the Trainer do so."""
         if self.can_wait and not self.asked:
             self.asked = True
             return
@@ -35,7 +35,7 @@ sigterm = Sigterm()
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Keeps SIGINT and SIGTERM back until the end of a block, which should be short.
+    """Keep SIGINT and SIGTERM back until the end of a block, which should be short.
 
     Processes that begin in it never get SIGINT, so that Ctrl-C cannot reach one before it has a handler.
     """

@@ -23,7 +23,7 @@ Pooling = Literal["last", "mean"]
 
 @lru_cache
 def resolve_backbone(name: str) -> str:
-    """Turns a backbone's name into what `from_pretrained` takes.
+    """Turn a backbone's name into what `from_pretrained` takes.
 
     Args:
         name: A hub id (`Qwen/Qwen2-0.5B`), a local folder, or `all-MiniLM-L6-v2`, the encoder that the PyPI package
@@ -55,12 +55,12 @@ def resolve_backbone(name: str) -> str:
 
 
 def published_name(name: str) -> str:
-    """What others can load a backbone by: a hub id, also of the embedded one, or a folder's whole path."""
+    """Return what others can load a backbone by: a hub id, also of the embedded one, or a folder's whole path."""
     return EMBEDDED_HUB_ID if name == EMBEDDED_NAME else str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def model_type(name: str) -> str:
-    """The backbone's `model_type`, as transformers calls its family, from its configuration alone.
+    """Return the backbone's `model_type`, as transformers calls its family, from its configuration alone.
 
     Raises:
         BackboneError: As `load_backbone`.
@@ -69,7 +69,7 @@ def model_type(name: str) -> str:
 
 
 def load_backbone(name: str) -> PreTrainedModel:
-    """Loads the transformer without a task head, in float32 and in train mode; executes no code that comes with it.
+    """Load the transformer without a task head, in float32 and in train mode; execute no code that comes with it.
 
     Raises:
         BackboneError: If it cannot be loaded; the message names what was looked for and how to work offline.
@@ -85,7 +85,7 @@ def load_backbone(name: str) -> PreTrainedModel:
 
 
 def prepared(backbone: Any) -> PreTrainedModel:
-    """Leaves of a pretrained transformer what a classifier needs: its token states, each text read once and whole."""
+    """Return a pretrained transformer with what a classifier needs: token states, each text read once and whole."""
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None  # pooling is ours; unused weights would be counted, decayed and saved
     backbone.config.use_cache = False  # keys and values of a text that is read once are of no use
@@ -110,7 +110,7 @@ def _explained(load, name: str, **kwargs):
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of an error and, as transformers tells every one of them alike, of what it began with."""
+    """Return the first line of an error and, as transformers tells every one of them alike, of what it began with."""
     first = root = error
     while root.__cause__ or root.__context__:
         root = cast(BaseException, root.__cause__ or root.__context__)
@@ -125,7 +125,7 @@ def _where(name: str) -> str:
 
 
 def visible(attention_mask: Tensor, causal: bool) -> Tensor | None:
-    """The attention mask that the backbone gets for right-padded rows, so that none is read back from the device.
+    """Return the backbone's attention mask for right-padded rows, without reading one back from the device.
 
     A causal backbone never looks from a token to its right: without a mask it takes the attention kernel's fast path.
     On XLA, where even transformers' look at the mask would end the program, the mask says which token sees which.
@@ -145,7 +145,7 @@ def visible(attention_mask: Tensor, causal: bool) -> Tensor | None:
 
 
 def pool(hidden: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
-    """One vector a text from right-padded token states.
+    """Return one vector a text from right-padded token states.
 
     Args:
         hidden: Token states, `[batch, tokens, hidden]`.
@@ -163,7 +163,7 @@ def pool(hidden: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
 
 
 def compile_layers(backbone: nn.Module, backend: str = "inductor") -> None:
-    """Has each transformer layer compiled in place when it is first called; modules and their names stay as they are.
+    """Compile each transformer layer in place when it is first called; modules and their names stay as they are.
 
     One layer is compiled and serves all, for batches of any size and length; the whole model would take as many times
     longer to compile as it has layers. Training, evaluation, the gradient of a mask and a batch of one row are programs
@@ -176,7 +176,7 @@ def compile_layers(backbone: nn.Module, backend: str = "inductor") -> None:
 
 
 def backbone_fingerprint(backbone: nn.Module) -> str:
-    """SHA-256 over every parameter's name and shape and 64 of its values: tells backbones apart in milliseconds.
+    """Return a SHA-256 over every parameter's name and shape and 64 of its values, in milliseconds.
 
     The values are taken at even distances over each tensor, so that half a billion weights need not be read.
     """

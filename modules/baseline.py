@@ -41,7 +41,7 @@ class Baseline(Classifier):
         return Start(Path(trainer.default_root_dir) / "start.safetensors", self._best_head(trainer), reference)
 
     def _best_head(self, trainer: Any) -> dict[str, torch.Tensor]:
-        """The head of the best checkpoint, or the current one if no checkpoint was kept."""
+        """Return the head of the best checkpoint, or the current one if no checkpoint was kept."""
         checkpoint = trainer.checkpoint_callback
         if checkpoint is None or not checkpoint.best_model_path:
             return {name: tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}

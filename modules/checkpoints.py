@@ -83,7 +83,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The cause in a few words; torch's own message advises to load the file unsafely."""
+    """Return the cause in a few words; torch's own message advises to load the file unsafely."""
     unsupported = re.search(r"(?:GLOBAL|class|function)\s+([\w.]+)", str(error))
     if "Weights only load failed" in str(error):
         return f"it holds more than weights and plain values ({unsupported[1] if unsupported else 'code'})"
@@ -106,7 +106,7 @@ def _check_fields(path: str | Path, checkpoint: Any) -> None:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value consists of texts and numbers, so that it can be compared and printed."""
+    """Return whether a value consists of texts and numbers, so that it can be compared and printed."""
     try:
         json.dumps(value)
     except (TypeError, ValueError, RecursionError):

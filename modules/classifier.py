@@ -128,7 +128,7 @@ class Classifier(LightningModule):
         return self
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """One vector per text, `[batch, hidden]`, from right-padded `[batch, tokens]` ids and mask."""
+        """Return one vector per text, `[batch, hidden]`, from right-padded `[batch, tokens]` ids and mask."""
         seen = visible(attention_mask, self.family.causal)
         hidden = self.backbone(input_ids=input_ids, attention_mask=seen).last_hidden_state
         return pool(hidden, attention_mask, self.pooling)
@@ -143,7 +143,7 @@ class Classifier(LightningModule):
             return self.head(vectors.to(self.head.weight.dtype)).float()
 
     def _logits(self, batch: Batch, features: Features | None) -> Tensor:
-        """The logits of `forward`, from cached features if there are any."""
+        """Return the logits of `forward`, from cached features if there are any."""
         if features is None:
             return self(batch["input_ids"], batch["attention_mask"])
         return self._classify(features.of(batch["row"]))
@@ -174,7 +174,7 @@ class Classifier(LightningModule):
         self.on_validation_start()
 
     def backbone_state(self) -> str:
-        """Cache key of the backbone's weights."""
+        """Return the cache key of the backbone's weights."""
         return self.backbone_fingerprint
 
     @property
@@ -184,7 +184,7 @@ class Classifier(LightningModule):
         return datamodule if hasattr(datamodule, "split_key") else None
 
     def _frozen_features(self, split_of: Callable[[Any], str]) -> Features | None:
-        """The features of a split; None if the backbone trains, or if computing all rows would cost more than it saves.
+        """Return the features of a split; None if the backbone trains, or if computing all rows would not pay.
 
         With `limit_*_batches` (`fast_dev_run` sets them) only some rows are read. With several processes each reads
         only its own.
@@ -263,7 +263,7 @@ class Classifier(LightningModule):
         return {"row": batch["row"], "logits": self(batch["input_ids"], batch["attention_mask"])}
 
     def configure_optimizers(self) -> Any:
-        """AdamW over the trainable weights, with linear warm-up and linear decay to 0, updated every step."""
+        """Return AdamW over the trainable weights, with linear warm-up and linear decay to 0, updated every step."""
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
         if not trainable:
             return None
@@ -287,7 +287,7 @@ class Classifier(LightningModule):
         """Return the check of the start against the data; arms add their own callbacks after it."""
         return [CheckStart()] if self.start else []
 
-    def identity(self) -> dict[str, Any]:
+    def checkpoint_identity(self) -> dict[str, Any]:
         """Return what a checkpoint and the model that loads it must have in common; arms add their options."""
         datamodule = self._datamodule
         data = {"dataset": datamodule.name, "splits": datamodule.fingerprint} if datamodule else {}
@@ -295,7 +295,7 @@ class Classifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave frozen backbone weights out: the checkpoint refers to the backbone instead of copying it."""
-        checkpoint["condition"] = self.identity()
+        checkpoint["condition"] = self.checkpoint_identity()
         checkpoint["backbone"] = {"name": self.backbone_name, "fingerprint": self.backbone_fingerprint}
         for name in self._frozen_names():
             del checkpoint["state_dict"][name]
@@ -307,7 +307,7 @@ class Classifier(LightningModule):
             CheckpointError: If the checkpoint belongs to another condition or backbone, its weights do not fit, or a
                 fit is to resume from a checkpoint of weights alone.
         """
-        stored, asked = checkpoint.get("condition") or {}, self.identity()
+        stored, asked = checkpoint.get("condition") or {}, self.checkpoint_identity()
         differences = [name for name in asked if name in ("arm", *stored) and stored.get(name) != asked[name]]
         if differences:
             name = differences[0]

@@ -14,7 +14,7 @@ class BackboneError(ValueError):
 
 
 class StartError(ValueError):
-    """A baseline start is missing or does not fit the model or the data."""
+    """The head checkpoint is missing or does not fit the model or the data."""
 
     is_user_error = True
 

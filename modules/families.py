@@ -127,7 +127,7 @@ OTHER_INPUTS = re.compile(r"(.*[._])?(vision|visual|image|audio|video)(_\w+)?\..
 
 
 def family_of(backbone: PreTrainedModel, name: str) -> Family:
-    """The row of the backbone's type, or what `measure` finds where there is none or the configuration departs from it.
+    """Return the row of the backbone's type, or the result of `measure` if there is none or it does not apply.
 
     Args:
         backbone: As `load_backbone` returns it.
@@ -145,21 +145,21 @@ def family_of(backbone: PreTrainedModel, name: str) -> Family:
 
 
 def _departs(config: Any, row: Family) -> bool:
-    """Whether the configuration makes a decoder bidirectional or an encoder causal."""
+    """Return whether the configuration makes a decoder bidirectional or an encoder causal."""
     if row.causal:
         return getattr(config, "is_causal", None) is False or bool(getattr(config, "use_bidirectional_attention", None))
     return bool(getattr(config, "is_decoder", None)) or getattr(config, "is_causal", None) is True
 
 
 def state_width(backbone: PreTrainedModel) -> int:
-    """Width of a token's last state."""
+    """Return the width of a token's last state."""
     projected = getattr(backbone.config, "word_embed_proj_dim", None)  # OPT 350m leaves its blocks narrower than it is
     return projected or backbone.config.hidden_size
 
 
 @torch.no_grad()
 def measure(backbone: PreTrainedModel, name: str) -> bool:
-    """Reads a few tokens alone and in a padded batch; refuses a backbone whose states differ.
+    """Read a few tokens alone and in a padded batch; refuse a backbone whose states differ.
 
     It costs four forward passes over at most 14 tokens. Weights, modes and random state are left as they were.
 
@@ -191,7 +191,7 @@ def _unfit(backbone: PreTrainedModel, name: str, fault: str) -> BackboneError:
 
 
 def input_fault(backbone: Any) -> str | None:
-    """Why a backbone, or its class with a `config`, cannot classify texts; None if it can."""
+    """Return why a backbone, or its class with a `config`, cannot classify texts; None if it can."""
     if backbone.main_input_name != "input_ids":
         return f"it takes {backbone.main_input_name} instead of token ids"
     if not isinstance(getattr(backbone.config, "hidden_size", None), int):
@@ -200,7 +200,7 @@ def input_fault(backbone: Any) -> str | None:
 
 
 def _probe(backbone: PreTrainedModel) -> tuple[bool, str | None]:
-    """Whether the backbone is causal, and what is wrong with it, or None."""
+    """Return whether the backbone is causal, and what is wrong with it, or None."""
     ids, mask = _probe_batch(backbone.config)
     whole = _states(backbone, ids[:1], None)
     if whole.shape[-1] != state_width(backbone):
@@ -218,7 +218,7 @@ def _probe(backbone: PreTrainedModel) -> tuple[bool, str | None]:
 
 
 def _probe_batch(config: Any) -> tuple[Tensor, Tensor]:
-    """Ids and mask of two rows of `PROBE_LENGTHS`, right-padded; ids from the middle of the vocabulary are words."""
+    """Return ids and mask of two right-padded rows of `PROBE_LENGTHS`; ids in the middle of a vocabulary are words."""
     vocabulary = config.vocab_size if isinstance(getattr(config, "vocab_size", None), int) else 100
     pad = config.pad_token_id if isinstance(getattr(config, "pad_token_id", None), int) else 0
     mask = (torch.arange(max(PROBE_LENGTHS)) < torch.tensor(PROBE_LENGTHS)[:, None]).long()
@@ -233,13 +233,13 @@ def _states(backbone: PreTrainedModel, ids: Tensor, mask: Tensor | None) -> Tens
 
 
 def _difference(left: Tensor, right: Tensor) -> float:
-    """Largest difference, relative to the largest value; infinite if a value is not finite."""
+    """Return the largest difference, relative to the largest value; infinite if a value is not finite."""
     largest = float((left - right).abs().max() / left.abs().max().clamp(min=1e-12))
     return inf if isnan(largest) else largest
 
 
 def candidate_names(backbone: nn.Module, family: Family, name: str) -> list[str]:
-    """Names of the weight matrices of attention and MLPs in the repeated blocks, less the exceptions.
+    """Return the names of the weight matrices of attention and MLPs in the repeated blocks, less the exceptions.
 
     Raises:
         BackboneError: If there are no blocks, or a matrix in them is neither a candidate nor an exception.
@@ -262,7 +262,7 @@ def candidate_names(backbone: nn.Module, family: Family, name: str) -> list[str]
 
 
 def block_matrices(backbone: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
-    """Yields every parameter of two dimensions or more in the repeated blocks: its name, its name in the block, itself.
+    """Yield every parameter of two dimensions or more in the repeated blocks: its name, its name in the block, itself.
 
     Blocks are the elements of a model's outermost `ModuleList`s of modules with parts.
     """
@@ -296,7 +296,7 @@ def _is_candidate(inside: str, owner: nn.Module, parameter: nn.Parameter, family
 
 
 def as_targets(names: list[str], backbone: nn.Module) -> list[str]:
-    """The shortest endings that match `names` and nothing else: names inside a block where they do, else all names."""
+    """Return the shortest endings that match `names` alone: names inside a block if possible, otherwise all names."""
     inside = {path: within for path, within, _ in block_matrices(backbone)}
     endings = list(dict.fromkeys(inside[name] for name in names))
     others = {path for path, _ in backbone.named_parameters()} - set(names)

@@ -4,4 +4,4 @@ from modules.classifier import Classifier
 
 
 class FullFineTuning(Classifier):
-    """Train every weight, from the baseline start; the Trainer stops early."""
+    """Train every weight, from the head of the baseline; the Trainer stops early."""

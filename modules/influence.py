@@ -53,10 +53,10 @@ class Influence(Classifier):
             self.head.requires_grad_(False)
         self.train()
 
-    def identity(self) -> dict[str, Any]:
+    def checkpoint_identity(self) -> dict[str, Any]:
         """Add the options that decide the mask."""
         made_by = mask_identity(self.masking.options) | {"targets": self.targets}
-        return super().identity() | made_by | {"tune": self.tune}
+        return super().checkpoint_identity() | made_by | {"tune": self.tune}
 
     def configure_callbacks(self) -> list[Callback]:
         """Add the masking, after the check of the start that its gradient is taken at."""

@@ -38,12 +38,12 @@ class LoRA(Classifier):
         self.lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout)
         super().__init__(**kwargs)
 
-    def identity(self) -> dict[str, Any]:
-        """Adds the shape and the scale of the adapters."""
-        return super().identity() | {"rank": self.lora.r, "alpha": self.lora.lora_alpha}
+    def checkpoint_identity(self) -> dict[str, Any]:
+        """Add the shape and the scale of the adapters."""
+        return super().checkpoint_identity() | {"rank": self.lora.r, "alpha": self.lora.lora_alpha}
 
     def adapt(self) -> None:
-        """Wraps the backbone: its own weights freeze, the adapters train."""
+        """Wrap the backbone: its own weights freeze, the adapters train."""
         wanted = self._adaptable()
         self.lora.target_modules = wanted
         try:
@@ -55,7 +55,7 @@ class LoRA(Classifier):
         self._refuse([name for name in wanted if name not in adapted])
 
     def _adaptable(self) -> list[str]:
-        """Names, within the backbone, of the modules that hold the candidates."""
+        """Return the names, within the backbone, of the modules that hold the candidates."""
         adaptable: list[str] = []
         others: list[str] = []
         for name in find_candidates(self, self.candidate_targets()):

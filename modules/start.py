@@ -1,4 +1,4 @@
-"""The baseline start: a trained head of a few kilobytes, with a reference to the backbone it was trained on."""
+"""The head checkpoint `start.safetensors`: a trained head, with a reference to the backbone it was trained on."""
 
 import hashlib
 import json
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from modules.errors import StartError
 
-KIND_FOLDER, KIND_START, KIND_MASK, KIND_UNKNOWN = "a folder", "a baseline start", "a mask", "a damaged or unknown file"
+KIND_FOLDER, KIND_START = "a folder", "a head checkpoint"
+KIND_MASK, KIND_UNKNOWN = "a mask", "a damaged or unknown file"
 
 
 def kind_of_file(path: Path) -> str:
@@ -63,11 +64,11 @@ class Start:
         """
         path = Path(path)
         if not path.exists():
-            raise StartError(f"No baseline start at {path}: the other arms begin from the head that `baseline` trains.")
+            raise StartError(f"No head checkpoint at {path}: other arms begin from the head that `baseline` trains.")
         kind = kind_of_file(path)
         if kind not in (KIND_START, KIND_UNKNOWN):
             raise StartError(
-                f"{path} is not a baseline start but {kind}. Give the start.safetensors of a baseline's run folder."
+                f"{path} is not a head checkpoint but {kind}. Give the start.safetensors of a baseline's run folder."
             )
         try:
             with safe_open(path, framework="pt") as file:
@@ -75,7 +76,7 @@ class Start:
                 head = {name: file.get_tensor(name).clone() for name in names}  # the file may change after the check
             start = cls(path, head, _reference(metadata["start"]))
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise StartError(f"{path} is not a baseline start ({error}).") from error
+            raise StartError(f"{path} is not a head checkpoint ({error}).") from error
         if metadata.get("digest") != start.digest():
             raise StartError(f"{path} is damaged: its content does not give its digest.")
         return start

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from influence_masking import MaskingOptions, SweepPoint, find_candidates, sweep
-from influence_masking.selection.scores import MATCHED, resolve_score
+from influence_masking.selection.scores import RANDOM_MATCHED, resolve_score
 from modules.classifier import Classifier
 from modules.errors import OptionError
 from modules.masking import DEFAULT_OPTIONS, SET_ELSEWHERE, masking_of
@@ -88,7 +88,7 @@ class Sweep(Classifier):
                 f"{list(fractions)}, {list(tails)} and {list(scores)}."
             )
         self.fractions, self.tails, self.scores = fractions, tails, scores
-        for score in set(scores) - {MATCHED}:
+        for score in set(scores) - {RANDOM_MATCHED}:
             resolve_score(score)  # before the backbone, which takes seconds to load: an unknown one is reported at once
         self.masking = masking_of(masking, kwargs.get("seed", 0), SWEPT)
         self.result: SweepResult | None = None

@@ -50,7 +50,7 @@ def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def influence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Runs `influence ...` in this process, in an empty folder; returns its exit status."""
+    """Run `influence ...` in this process, in an empty folder; return its exit status."""
     from lightning_app.__main__ import main
 
     monkeypatch.chdir(tmp_path)

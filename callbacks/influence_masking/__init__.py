@@ -3,7 +3,7 @@
 from influence_masking.callback import InfluenceMasking
 from influence_masking.errors import MaskingError
 from influence_masking.gradients.mean_gradient import Calibration, MeanGradient
-from influence_masking.masks.holding import Hold
+from influence_masking.masks.enforcer import MaskEnforcer
 from influence_masking.masks.mask import Mask, Overlap, Share
 from influence_masking.options import MaskingOptions
 from influence_masking.selection.candidates import DEFAULT_TARGETS, find_candidates
@@ -15,9 +15,9 @@ __all__ = [
     "DEFAULT_TARGETS",
     "SCORES",
     "Calibration",
-    "Hold",
     "InfluenceMasking",
     "Mask",
+    "MaskEnforcer",
     "MaskingError",
     "MaskingOptions",
     "MeanGradient",

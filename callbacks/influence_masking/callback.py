@@ -1,4 +1,4 @@
-"""The callback: when in a Trainer's run a mask is made, held and released."""
+"""The callback: when a mask is made, held and released in a Trainer's run."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -16,11 +16,11 @@ from influence_masking.errors import MaskingError
 from influence_masking.gradients.loaders import default_loader, iterate
 from influence_masking.gradients.mean_gradient import Calibration, MeanGradient, take_gradient
 from influence_masking.gradients.training_step import training_loss
-from influence_masking.making import RESULTS, make_mask
-from influence_masking.masks.holding import Action, Hold
+from influence_masking.making import MEASUREMENT_FIELDS, make_mask
+from influence_masking.masks.enforcer import Action, MaskEnforcer
 from influence_masking.masks.mask import Mask
 from influence_masking.options import MaskingOptions
-from influence_masking.reporting import PREFIX, held_gradient, log_held_gradient, report_mask
+from influence_masking.reporting import TAG_PREFIX, held_gradient, log_held_gradient, report_mask
 from influence_masking.runtime.strategies import check_strategy, gradient_processes
 from influence_masking.runtime.xla import run_pending
 from influence_masking.selection.candidates import find_candidates
@@ -88,7 +88,7 @@ class InfluenceMasking(Callback):
         self.loss_before: float | None = None
         self.loss_after: float | None = None
         self.seconds: dict[str, float] = {}
-        self._hold: Hold | None = None
+        self._enforcer: MaskEnforcer | None = None
         self._unlogged: list[tuple[int, Tensor]] = []  # step, and norm of the held weights' gradient
 
     @classmethod
@@ -148,14 +148,13 @@ class InfluenceMasking(Callback):
             find_candidates(pl_module, self.options.targets)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the mask unless there is one, and start to hold it.
+        """Make the mask unless there is one, and hold it from now on.
 
-        Not in `setup`: only here a checkpoint has been read and parameters are final. The move to XLA makes new
+        `setup` is too early: only now a checkpoint has been read and parameters are final. The move to XLA makes new
         parameters, on which hooks of `setup` would be missing, and `configure_model` shards them.
         """
-        if (
-            not trainer.strategy.restore_checkpoint_after_setup
-        ):  # with sharded models a checkpoint is read after this hook
+        # with sharded models a checkpoint is read after this hook
+        if not trainer.strategy.restore_checkpoint_after_setup:
             self._begin(trainer, pl_module)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -179,16 +178,16 @@ class InfluenceMasking(Callback):
             )
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """With `train_only`, keep parameters that are not candidates from training; measure the held gradient."""
-        if self._hold:
-            self._hold.drop_other_gradients()
-            norm = held_gradient(trainer, self._hold)
+        """Measure the held gradient; with `train_only`, keep parameters that are not candidates from training."""
+        if self._enforcer:
+            self._enforcer.drop_other_gradients()
+            norm = held_gradient(trainer, self._enforcer)
             self._unlogged += [] if norm is None else [(trainer.global_step, norm)]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Restore the held weights, whatever changed them, and log the held gradient."""
-        if self._hold:
-            self._hold.restore()
+        if self._enforcer:
+            self._enforcer.restore()
             run_pending(trainer.strategy.root_device)
         for step, norm in self._unlogged:
             log_held_gradient(trainer, step, norm, self._log_prefix(trainer))
@@ -211,7 +210,7 @@ class InfluenceMasking(Callback):
         """Return the mask as packed bits, and its measurement."""
         if self.mask is None:
             return {}
-        return {"mask": self.mask.state_dict()} | {name: getattr(self, name) for name in RESULTS}
+        return {"mask": self.mask.state_dict()} | {name: getattr(self, name) for name in MEASUREMENT_FIELDS}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the mask from a checkpoint.
@@ -219,20 +218,20 @@ class InfluenceMasking(Callback):
         Raises:
             MaskingError: If the state lacks a part, or its mask is damaged.
         """
-        if missing := [name for name in ("mask", *RESULTS) if name not in state_dict]:
+        if missing := [name for name in ("mask", *MEASUREMENT_FIELDS) if name not in state_dict]:
             raise MaskingError(
                 f"The checkpoint's state of InfluenceMasking is damaged: it has no {missing[0]!r}. Use another "
                 "checkpoint."
             )
         self.mask = Mask.from_state_dict(state_dict["mask"])  # keeps its tensors: Lightning passes a deep copy
-        vars(self).update({name: state_dict[name] for name in RESULTS})
+        vars(self).update({name: state_dict[name] for name in MEASUREMENT_FIELDS})
 
     def _begin(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._hold is None:
+        if self._enforcer is None:
             if self.mask is None:
                 path = self.options.mask_path
                 self.mask = Mask.load(path) if path else self._make_mask(trainer, module)
-            self._hold = Hold(module, self.mask, self.options.action, trainer.optimizers)
+            self._enforcer = MaskEnforcer(module, self.mask, self.options.action, trainer.optimizers)
 
     def _make_mask(self, trainer: Trainer, module: LightningModule) -> Mask:
         if trainer.ckpt_path:
@@ -250,9 +249,9 @@ class InfluenceMasking(Callback):
 
     def _log_prefix(self, trainer: Trainer) -> str:
         alike = [callback for callback in trainer.callbacks if isinstance(callback, InfluenceMasking)]  # type: ignore[attr-defined]
-        return PREFIX if len(alike) == 1 else f"{PREFIX}_{alike.index(self)}"
+        return TAG_PREFIX if len(alike) == 1 else f"{TAG_PREFIX}_{alike.index(self)}"
 
     def _release(self) -> None:
-        if self._hold:
-            self._hold.release()
-        self._hold = None
+        if self._enforcer:
+            self._enforcer.release()
+        self._enforcer = None

@@ -1,4 +1,4 @@
-"""A mask from one gradient: selected, compared between processes, measured and timed."""
+"""Make a mask: take the gradient, select the weights, compare processes, measure the effect, and time each step."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ class Measurement:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-RESULTS = tuple(result.name for result in fields(Measurement))
+MEASUREMENT_FIELDS = tuple(result.name for result in fields(Measurement))
 
 
 def make_mask(
@@ -45,18 +45,18 @@ def make_mask(
     Raises:
         MaskingError: If the processes made different masks.
     """
-    found = Measurement()
-    with _timed(found.seconds, "gradient"):
+    measurement = Measurement()
+    with _timed(measurement.seconds, "gradient"):
         snapshot = take_snapshot()
-    with _timed(found.seconds, "selection"):
+    with _timed(measurement.seconds, "selection"):
         k = options.num_selected(snapshot.num_candidates)
         mask = snapshot.select(k, options.score, options.tail, options.scope, options.seed, options.matched_score)
         _compare_digests(mask, processes)
-    with _timed(found.seconds, "measure"):
-        found.predicted_change = snapshot.predicted_change(mask)
-        found.loss_before, found.loss_after = snapshot.loss, snapshot.measured_loss(mask)
-        found.measured_change = found.loss_after - found.loss_before
-    return replace(mask, provenance=_provenance(mask, found, snapshot, options)), found, snapshot
+    with _timed(measurement.seconds, "measure"):
+        measurement.predicted_change = snapshot.predicted_change(mask)
+        measurement.loss_before, measurement.loss_after = snapshot.loss, snapshot.measured_loss(mask)
+        measurement.measured_change = measurement.loss_after - measurement.loss_before
+    return replace(mask, provenance=_provenance(mask, measurement, snapshot, options)), measurement, snapshot
 
 
 @contextlib.contextmanager
@@ -76,12 +76,12 @@ def _compare_digests(mask: Mask, processes: Ranks) -> None:
         )
 
 
-def _provenance(mask: Mask, found: Measurement, snapshot: Snapshot, options: MaskingOptions) -> dict[str, Any]:
+def _provenance(mask: Mask, measurement: Measurement, snapshot: Snapshot, options: MaskingOptions) -> dict[str, Any]:
     return options.as_record() | {
         "module": type(snapshot.module).__qualname__,
         "num_samples": snapshot.gradient.num_samples,
         "num_masked": mask.num_masked,
         "num_candidates": mask.num_candidates,
-        "predicted_change": found.predicted_change,
-        "measured_change": found.measured_change,
+        "predicted_change": measurement.predicted_change,
+        "measured_change": measurement.measured_change,
     }

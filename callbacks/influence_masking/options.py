@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from influence_masking.errors import MaskingError
-from influence_masking.masks.holding import Action
+from influence_masking.masks.enforcer import Action
 from influence_masking.selection.counts import exact_count
 from influence_masking.selection.lowest import Scope, Tail
-from influence_masking.selection.scores import MATCHED, ScoreFunction, resolve_score, score_name
+from influence_masking.selection.scores import RANDOM_MATCHED, ScoreFunction, resolve_score, score_name
 
 DEFAULT_FRACTION = 0.05
 
@@ -83,7 +83,7 @@ class MaskingOptions:
     @property
     def ranking_score(self) -> str | ScoreFunction:
         """The score that the weights are ranked by: for `random_matched` that of the mask it follows."""
-        return self.matched_score if self.score == MATCHED else self.score
+        return self.matched_score if self.score == RANDOM_MATCHED else self.score
 
     @property
     def effective_fraction(self) -> float | None:
@@ -109,7 +109,7 @@ class MaskingOptions:
             "mask_path": str(self.mask_path) if self.mask_path else None,
             "seed": self.seed,
         }
-        return record | ({"matched_score": score_name(self.matched_score)} if self.score == MATCHED else {})
+        return record | ({"matched_score": score_name(self.matched_score)} if self.score == RANDOM_MATCHED else {})
 
 
 def _is_integer(value: object) -> bool:

@@ -9,24 +9,29 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from influence_masking.making import Measurement
-from influence_masking.masks.holding import Hold
+from influence_masking.masks.enforcer import MaskEnforcer
 from influence_masking.masks.mask import Mask, Share
 from influence_masking.options import MaskingOptions
 from influence_masking.selection.scores import score_name
 from influence_masking.snapshot import Snapshot
 
-PREFIX = "masking"
-CELL = (60, 20)  # width and height of a cell in pixels
+TAG_PREFIX = "masking"
+CELL_SIZE = (60, 20)  # width and height of a cell in pixels
 GAP = 8  # pixels around the cells and between cells and labels
 FONT_SIZE = 13
 COLOR_SCALE = ((255, 255, 255), (8, 48, 107))  # of a share of 0 and of the largest share
-MISSING = (217, 217, 217)  # color of a projection that a layer does not have
-TITLE = "masked, %"
-BINS = 100
+MISSING_COLOR = (217, 217, 217)  # color of a projection that a layer does not have
+PICTURE_TITLE = "masked, %"
+NUM_BINS = 100
 
 
 def log_mask(
-    loggers: Iterable[Logger], mask: Mask, numbers: Mapping[str, float], scores: Tensor, step: int, prefix: str = PREFIX
+    loggers: Iterable[Logger],
+    mask: Mask,
+    numbers: Mapping[str, float],
+    scores: Tensor,
+    step: int,
+    prefix: str = TAG_PREFIX,
 ) -> None:
     """Log a mask.
 
@@ -66,7 +71,7 @@ def report_mask(
         log_mask(trainer.loggers, mask, numbers, scores, trainer.global_step, prefix)
 
 
-def held_gradient(trainer: Trainer, hold: Hold) -> Tensor | None:
+def held_gradient(trainer: Trainer, enforcer: MaskEnforcer) -> Tensor | None:
     """Return the norm of the held weights' gradient, a scalar tensor, at the loggers' interval; None at other steps.
 
     Its value is not read here: on XLA, reading would split the training step into two programs. On XLA it is also
@@ -76,10 +81,10 @@ def held_gradient(trainer: Trainer, hold: Hold) -> Tensor | None:
     if not trainer.loggers or not interval:
         return None
     is_due = trainer.global_step % interval == 0
-    return hold.gradient_norm() if is_due or trainer.strategy.root_device.type == "xla" else None
+    return enforcer.gradient_norm() if is_due or trainer.strategy.root_device.type == "xla" else None
 
 
-def log_held_gradient(trainer: Trainer, step: int, norm: Tensor, prefix: str = PREFIX) -> None:
+def log_held_gradient(trainer: Trainer, step: int, norm: Tensor, prefix: str = TAG_PREFIX) -> None:
     """Log a norm from `held_gradient`, averaged over processes, if the step is at the loggers' interval."""
     if step % getattr(trainer, "log_every_n_steps", 1) == 0:
         value = float(trainer.strategy.reduce(norm.to(trainer.strategy.root_device)))
@@ -100,28 +105,28 @@ def picture_of(shares: Sequence[Share]) -> Tensor:
     font = ImageFont.load_default(FONT_SIZE)
     layers = list(dict.fromkeys(share.layer for share in shares))
     projections = list(dict.fromkeys(share.projection for share in shares))
-    widths = [max(int(font.getlength(label)) for label in labels) for labels in ([TITLE, *layers], projections)]
+    widths = [max(int(font.getlength(label)) for label in labels) for labels in ([PICTURE_TITLE, *layers], projections)]
     left, top = (2 * GAP + width for width in widths)
-    size = (left + GAP + CELL[0] * len(projections), top + GAP + CELL[1] * len(layers))
+    size = (left + GAP + CELL_SIZE[0] * len(projections), top + GAP + CELL_SIZE[1] * len(layers))
     image = Image.new("RGB", size, COLOR_SCALE[0])
     draw = ImageDraw.Draw(image)
-    draw.rectangle((left, top, size[0] - GAP - 1, size[1] - GAP - 1), MISSING)
-    draw.text((left - GAP, top - GAP), TITLE, "black", font, "rs")
+    draw.rectangle((left, top, size[0] - GAP - 1, size[1] - GAP - 1), MISSING_COLOR)
+    draw.text((left - GAP, top - GAP), PICTURE_TITLE, "black", font, "rs")
     for row, label in enumerate(layers):
-        draw.text((left - GAP, top + (row + 0.5) * CELL[1]), label, "black", font, "rm")
+        draw.text((left - GAP, top + (row + 0.5) * CELL_SIZE[1]), label, "black", font, "rm")
     for column, label in enumerate(projections):
-        upright = Image.new("RGB", (top - GAP, CELL[1]), COLOR_SCALE[0])
-        ImageDraw.Draw(upright).text((0, CELL[1] / 2), label, "black", font, "lm")
-        place = (left + column * CELL[0] + (CELL[0] - CELL[1]) // 2, 0)
+        upright = Image.new("RGB", (top - GAP, CELL_SIZE[1]), COLOR_SCALE[0])
+        ImageDraw.Draw(upright).text((0, CELL_SIZE[1] / 2), label, "black", font, "lm")
+        place = (left + column * CELL_SIZE[0] + (CELL_SIZE[0] - CELL_SIZE[1]) // 2, 0)
         image.paste(upright.transpose(Image.Transpose.ROTATE_90), place)
     largest = max(share.fraction for share in shares) or 1.0
     for share in shares:
-        x, y = left + projections.index(share.projection) * CELL[0], top + layers.index(share.layer) * CELL[1]
+        x, y = left + projections.index(share.projection) * CELL_SIZE[0], top + layers.index(share.layer) * CELL_SIZE[1]
         strength = share.fraction / largest
         color = tuple(round(low + strength * (high - low)) for low, high in zip(*COLOR_SCALE, strict=True))
-        draw.rectangle((x, y, x + CELL[0] - 1, y + CELL[1] - 1), color)
+        draw.rectangle((x, y, x + CELL_SIZE[0] - 1, y + CELL_SIZE[1] - 1), color)
         text = "white" if strength > 0.5 else "black"
-        draw.text((x + CELL[0] / 2, y + CELL[1] / 2), f"{100 * share.fraction:.3g}", text, font, "mm")
+        draw.text((x + CELL_SIZE[0] / 2, y + CELL_SIZE[1] / 2), f"{100 * share.fraction:.3g}", text, font, "mm")
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size[1], size[0], 3).permute(2, 0, 1)
 
 
@@ -136,8 +141,8 @@ def histogram_of(scores: Tensor) -> dict[str, float | list[float]]:
     low, high = scores[cut].item(), scores[-1 - cut].item()
     if low == high:
         low, high = low - 0.5, high + 0.5
-    counts = torch.histc(scores.clamp(low, high), BINS, low, high)
-    limits = torch.linspace(low, high, BINS + 1, dtype=torch.float64)[1:]
+    counts = torch.histc(scores.clamp(low, high), NUM_BINS, low, high)
+    limits = torch.linspace(low, high, NUM_BINS + 1, dtype=torch.float64)[1:]
     return {
         "min": scores[0].item(),
         "max": scores[-1].item(),

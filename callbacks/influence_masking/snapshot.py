@@ -15,7 +15,7 @@ from influence_masking.errors import MaskingError
 from influence_masking.gradients.batches import take_samples
 from influence_masking.gradients.mean_gradient import Calibration, MeanGradient, calibrating, mean_loss, take_gradient
 from influence_masking.masks import bits
-from influence_masking.masks.holding import zeroed
+from influence_masking.masks.enforcer import zeroed
 from influence_masking.masks.mask import Mask
 from influence_masking.runtime.processes import Ranks
 from influence_masking.runtime.sharding import local_part, sharding_group
@@ -30,7 +30,7 @@ from influence_masking.selection.lowest import (
     select,
 )
 from influence_masking.selection.matching import select_matched
-from influence_masking.selection.scores import MATCHED, ScoreFunction, resolve_score
+from influence_masking.selection.scores import RANDOM_MATCHED, ScoreFunction, resolve_score
 
 
 class Snapshot:
@@ -76,9 +76,8 @@ class Snapshot:
         for name, parameter in self.candidates.items():
             local = local_part(name, parameter)
             theta, grad = local.tensor.reshape(-1), self.gradient.grads[name].reshape(-1)
-            if (
-                theta.device.type == "xla"
-            ):  # selection has shapes that depend on the data, each of which XLA would compile
+            # selection has shapes that depend on the data, and XLA would compile a program for each
+            if theta.device.type == "xla":
                 theta, grad = theta.cpu(), grad.cpu()
             parts.append(Weights(name, theta, grad, before + local.start))
             before += parameter.numel()
@@ -112,7 +111,7 @@ class Snapshot:
                 f"Cannot select {k} weights of {self.num_candidates} candidates. Change `fraction`, `count` or "
                 "`targets` to select at least one and at most all."
             )
-        is_matched = score == MATCHED
+        is_matched = score == RANDOM_MATCHED
         function = resolve_score(matched_score if is_matched else score, seed)
         if self._has_no_gradient and k < self.num_candidates and len(self.sample_scores(function).unique()) == 1:
             raise MaskingError(

@@ -48,7 +48,7 @@ def trainer_calibration(
 
 
 def _share_of_batches(stream: Iterable[Any], num_samples: int | None, processes: Ranks) -> list[CalibrationBatch]:
-    """Return every n-th batch: this process's share."""
+    """Return this process's share of the batches: every n-th one."""
     iterator = iter(stream)
     try:
         return [b for b in take_samples(iterator, num_samples) if b.index % processes.count == processes.rank]

@@ -70,7 +70,7 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def quadratic(theta: Tensor) -> nn.Module:
-    """A module whose parameter `weight` is given; its loss in the tests is made by hand."""
+    """Return a module whose parameter `weight` is given; its loss in the tests is made by hand."""
     module = nn.Module()
     module.weight = nn.Parameter(theta)
     return module

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 from models import QUIET, Classifier, loader
 
 import influence_masking
-from influence_masking import Hold, InfluenceMasking, Mask, MaskingOptions
+from influence_masking import InfluenceMasking, Mask, MaskEnforcer, MaskingOptions
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -64,8 +64,8 @@ def test_holding_in_a_loop_of_ones_own() -> None:
     optimizer = torch.optim.AdamW(module.parameters())
     mask = Mask.from_flags({"weight": torch.eye(4) > 0})
     before = module.weight.detach().clone()
-    hold = Hold(module, mask, "freeze", [optimizer])
+    enforcer = MaskEnforcer(module, mask, "freeze", [optimizer])
     module(torch.ones(2, 4)).sum().backward()
     optimizer.step()
-    hold.release()
+    enforcer.release()
     assert torch.equal(module.weight.diagonal(), before.diagonal())

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from models import Classifier, loader, quiet_trainer
 
 from influence_masking import InfluenceMasking, Share
-from influence_masking.reporting import BINS, CELL, COLOR_SCALE, GAP, MISSING, histogram_of, picture_of
+from influence_masking.reporting import CELL_SIZE, COLOR_SCALE, GAP, MISSING_COLOR, NUM_BINS, histogram_of, picture_of
 
 
 def masking() -> InfluenceMasking:
@@ -86,30 +86,30 @@ def test_the_picture_is_darkest_at_the_largest_share_and_gray_where_there_is_not
     pytest.importorskip("PIL")
     shares = [Share("l.0", "q", 0, 10), Share("l.0", "k", 5, 10), Share("l.1", "q", 2, 10)]
     image = picture_of(shares)
-    cells = image[:, -2 * CELL[1] - GAP : -GAP, -2 * CELL[0] - GAP : -GAP]
+    cells = image[:, -2 * CELL_SIZE[1] - GAP : -GAP, -2 * CELL_SIZE[0] - GAP : -GAP]
 
     def corner(row: int, column: int) -> tuple[int, ...]:
-        return tuple(cells[:, row * CELL[1], column * CELL[0]].tolist())
+        return tuple(cells[:, row * CELL_SIZE[1], column * CELL_SIZE[0]].tolist())
 
-    assert (corner(0, 0), corner(0, 1), corner(1, 1)) == ((255, 255, 255), COLOR_SCALE[1], MISSING)
+    assert (corner(0, 0), corner(0, 1), corner(1, 1)) == ((255, 255, 255), COLOR_SCALE[1], MISSING_COLOR)
     assert corner(1, 0) == tuple(round(255 + 0.4 * (dark - 255)) for dark in COLOR_SCALE[1])
-    labels = image[:, :, : image.shape[2] - 2 * CELL[0] - GAP]
+    labels = image[:, :, : image.shape[2] - 2 * CELL_SIZE[0] - GAP]
     assert labels.min() == 0  # there is text beside the cells, and in each of them
-    assert cells[:, : CELL[1], : CELL[0]].min() == 0
-    assert cells[:, : CELL[1], CELL[0] :].max() == 255
+    assert cells[:, : CELL_SIZE[1], : CELL_SIZE[0]].min() == 0
+    assert cells[:, : CELL_SIZE[1], CELL_SIZE[0] :].max() == 255
 
 
 def test_a_picture_of_nothing_masked_is_white() -> None:
     pytest.importorskip("PIL")
     image = picture_of([Share("l.0", "q", 0, 10), Share("l.0", "empty", 0, 0)])
-    assert image[:, -CELL[1] - GAP, -2 * CELL[0] - GAP : -GAP].eq(255).all()
+    assert image[:, -CELL_SIZE[1] - GAP, -2 * CELL_SIZE[0] - GAP : -GAP].eq(255).all()
 
 
 def test_the_histogram_counts_every_score_once() -> None:
     scores = torch.cat([torch.randn(10_000), torch.tensor([1e6, -1e6])])
     histogram = histogram_of(scores)
     assert sum(histogram["bucket_counts"]) == histogram["num"] == 10_002
-    assert len(histogram["bucket_limits"]) == len(histogram["bucket_counts"]) == BINS
+    assert len(histogram["bucket_limits"]) == len(histogram["bucket_counts"]) == NUM_BINS
     assert histogram["max"] == 1e6
     assert max(histogram["bucket_limits"]) < 10
     assert sum(histogram_of(torch.zeros(50))["bucket_counts"]) == 50

@@ -23,7 +23,7 @@ Accelerator = Literal["auto", "cpu", "gpu", "mps", "tpu"]
 
 
 def build_parser() -> ArgumentParser:
-    """The options of `influence predict`."""
+    """Return the options of `influence predict`."""
     parser = ArgumentParser(
         prog="influence predict",
         description="Labels the rows of a CSV (.csv), JSON lines (.jsonl) or Parquet (.parquet) file. All columns are "
@@ -49,7 +49,7 @@ def build_parser() -> ArgumentParser:
 
 
 def find_texts(table: pa.Table, columns: Sequence[str], path: Path) -> list[str]:
-    """The text of each row, as the run's own texts were made.
+    """Return the text of each row, as the run's own texts were made.
 
     Raises:
         UsageError: If a column is missing or is not text, there are no rows, or a row has no text.
@@ -74,7 +74,7 @@ def find_texts(table: pa.Table, columns: Sequence[str], path: Path) -> list[str]
 
 
 def predict(run: TrainedRun, texts: Sequence[str], accelerator: str = "auto") -> Tensor:
-    """The logits of texts, in their order, [N, num_labels] in float32, by the same path as those of eval.
+    """Return the logits of texts, in their order, [N, num_labels] in float32, by the same path as those of eval.
 
     Args:
         run: The run; its datamodule says how texts are cut, and how many are in a batch.
@@ -98,7 +98,7 @@ def predict(run: TrainedRun, texts: Sequence[str], accelerator: str = "auto") ->
 
 
 def with_predictions(table: pa.Table, logits: Tensor, label_names: Sequence[str]) -> pa.Table:
-    """The table with the name of the likeliest class and the probability of each; new columns have new names."""
+    """Return the table with the name of the likeliest class and the probability of each; new columns have new names."""
     added = {"predicted_label": pa.array([label_names[label] for label in logits.argmax(1).tolist()])}
     probabilities = logits.double().softmax(1).T.numpy()
     added |= {f"probability_{name}": pa.array(column) for name, column in zip(label_names, probabilities, strict=True)}
@@ -115,7 +115,7 @@ def _numbered(name: str, number: int) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Labels a file, and says what was added."""
+    """Label a file, and say what was added."""
     options = build_parser().parse_args(argv)
     source, target = Path(options.input), Path(options.output)
     check_ending(target)

@@ -73,17 +73,17 @@ class RayCluster:
         return asked.get(device, {})
 
     def __enter__(self) -> Self:
-        """Returns itself."""
+        """Return itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stops what runs, and leaves the cluster."""
+        """Stop what runs, and leave the cluster."""
         for task in self._running:
             self._ray.cancel(task, force=True)
         self._ray.shutdown()
 
     def check(self, check_inputs: Callable[[list[Condition]], Plan], conditions: Sequence[Condition]) -> Plan:
-        """Calls `check_inputs` on a node, which has the device and the data.
+        """Call `check_inputs` on a node, which has the device and the data.
 
         Raises:
             UsageError: If a condition could not be run.
@@ -95,11 +95,11 @@ class RayCluster:
         return replace(plan, costs=dict(zip(conditions, plan.costs.values(), strict=True)))
 
     def has_room(self) -> bool:
-        """Always: the cluster keeps what it has no room for."""
+        """Return true: the cluster queues what it has no room for."""
         return True
 
     def start(self, condition: Condition) -> None:
-        """Submits a condition."""
+        """Submit a condition."""
         task = self._ray.remote(**self._options)(run_shipped)
         self._running[task.remote(self._ship(condition))] = condition
 
@@ -145,14 +145,14 @@ def _connect(address: str | None) -> Any:
 
 
 def _knock(address: str | None) -> None:
-    """Raises OSError where nothing answers at HOST:PORT: Ray itself would go on trying for minutes."""
+    """Raise OSError where nothing answers at HOST:PORT: Ray itself would go on trying for minutes."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=SECONDS_TO_ANSWER).close()
 
 
 def accelerator_of(condition: Condition) -> str:
-    """The `trainer.accelerator` that the last of a condition's configurations or overrides sets."""
+    """Return the `trainer.accelerator` that the last of a condition's configurations or overrides sets."""
     settings = condition.settings()
     found = [config.get("trainer", {}).get("accelerator") for config in settings["configs"]]
     found += [word.partition("=")[2] for word in settings["overrides"] if word.startswith("--trainer.accelerator=")]
@@ -168,7 +168,7 @@ class Shipment:
     storage: str | None
 
     def unpack(self, scratch: Path) -> Condition:
-        """The condition on this machine: its configurations written to `scratch`, its folder where results go."""
+        """Return the condition on this machine: configurations written to `scratch`, its folder where results go."""
         paths = tuple(scratch / f"{index}-{name}" for index, (name, _) in enumerate(self.texts))
         for path, (_, text) in zip(paths, self.texts, strict=True):
             path.write_text(text, encoding="utf-8")
@@ -192,7 +192,7 @@ def _check(
 
 
 def run_shipped(shipment: Shipment) -> str | None:
-    """Runs a condition on this node; returns why it failed."""
+    """Run a condition on this node; return why it failed."""
     with TemporaryDirectory() as scratch:
         condition = shipment.unpack(Path(scratch))
         if shipment.storage:
@@ -237,7 +237,7 @@ class Storage:
             raise UsageError(f"--storage is {url!r}: {error}") from error
 
     def fetch(self, name: str, target: Path, keep_complete: bool = False) -> None:
-        """Copies a file, or all files of a folder but checkpoints, to `target`; nothing if there is none.
+        """Copy a file, or all files of a folder but checkpoints, to `target`; nothing if there is none.
 
         Args:
             name: The file or folder.
@@ -270,7 +270,7 @@ class Storage:
                 temporary.unlink(missing_ok=True)
 
     def store(self, source: Path, name: str) -> None:
-        """Copies a file, or a folder's files, the metrics last: where they are, the condition is complete.
+        """Copy a file, or a folder's files, the metrics last: where they are, the condition is complete.
 
         Raises:
             UsageError: If the storage does not answer.
@@ -287,7 +287,7 @@ class Storage:
             self._try("put_file", str(path), target)
 
     def _try(self, action: str, *args: Any, pauses: Sequence[float] = PAUSES, **kwargs: Any) -> Any:
-        """Calls a method of the file system, again after each of some pauses while it fails."""
+        """Call a method of the file system, again after each of some pauses while it fails."""
         try:
             return getattr(self._files, action)(*args, **kwargs)
         except Exception as error:  # each storage raises its own

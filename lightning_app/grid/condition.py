@@ -67,7 +67,7 @@ class Condition:
         )
 
     def begins_from(self, other: "Condition") -> bool:
-        """Whether this condition starts from the head that the other one trains."""
+        """Return whether this condition starts from the head that the other one trains."""
         return (self.dataset, self.starts_from, self.seed) == (other.dataset, other.arm, other.seed)
 
     @property
@@ -92,7 +92,7 @@ class Condition:
         return path if self.made_under()["digest"] == self.digest() else None
 
     def made_under(self) -> dict[str, Any]:
-        """The settings of the run in the folder, and their digest; both None if no experiment made it.
+        """Return the settings of the run in the folder, and their digest; both None if no experiment made it.
 
         Raises:
             UsageError: If an earlier version made it, whose settings cannot be compared.
@@ -116,21 +116,21 @@ class Condition:
         return self.experiment / "errors" / f"{self.dataset}-{self.arm}-seed{self.seed}.txt"
 
     def settings(self) -> dict[str, Any]:
-        """The content of the configurations, and the options that override them."""
+        """Return the content of the configurations, and the options that override them."""
         return {"configs": [read_config(path) for path in self.configs], "overrides": list(self.args)}
 
     def digest(self) -> str:
-        """SHA-256 of the settings that can change the result."""
+        """Return the SHA-256 of the settings that can change the result."""
         return settings_digest(self.settings())
 
     def record(self) -> dict[str, Any]:
-        """What `condition.json` holds: the settings, and what the user typed, for commands that the report prints."""
+        """Return the content of `condition.json`: the settings, and what the user typed, for the report's commands."""
         typed = dict(zip(("dataset", "arm"), self.typed, strict=True))
         return {"digest": self.digest(), "settings": self.settings(), "typed": typed}
 
 
 def try_condition(condition: Condition, caches: "Caches | None" = None, verbose: bool = False) -> str | None:
-    """Runs a condition and returns why it failed. The traceback of a bug is written to the experiment's folder."""
+    """Run a condition and return why it failed. The traceback of a bug is written to the experiment's folder."""
     try:
         run_condition(condition, caches, verbose)
     except Exception as error:  # one failed condition must not stop the others; it is reported, kept and counted
@@ -153,7 +153,7 @@ def _keep_traceback(condition: Condition) -> str:
 
 
 def run_condition(condition: Condition, caches: "Caches | None" = None, verbose: bool = False) -> None:
-    """Fits and validates one condition by the same code as `influence fit` and `influence validate`.
+    """Fit and validate one condition by the same code as `influence fit` and `influence validate`.
 
     A fit that was stopped resumes from its last checkpoint. Unless `verbose`, Lightning's messages are not printed.
     """
@@ -174,7 +174,7 @@ def run_condition(condition: Condition, caches: "Caches | None" = None, verbose:
 
 
 def command_line(condition: Condition) -> list[str]:
-    """The options of `influence fit` that run this condition alone."""
+    """Return the options of `influence fit` that run this condition alone."""
     experiment = condition.experiment
     words = [word for path in condition.configs for word in ("-c", str(path))]
     words += [f"--outputs={experiment.parent}", f"--experiment={experiment.name}"]

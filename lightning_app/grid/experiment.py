@@ -22,7 +22,7 @@ from lightning_app.results.files import METRICS_FILE, check_name, make_folder, r
 from lightning_app.results.identity import Arm
 from lightning_app.results.settings import describe_difference
 from lightning_app.run.configs import (
-    Choice,
+    GridEntry,
     choose_arm,
     config_file,
     configs_folder,
@@ -41,7 +41,7 @@ PLACING = re.compile(r"(outputs|experiment|dataset|arm\.(name|overlay|starts_fro
 
 
 def build_parser() -> ArgumentParser:
-    """The options of `influence experiment`."""
+    """Return the options of `influence experiment`."""
     parser = ArgumentParser(
         prog="influence experiment",
         description="Runs every condition of datasets x arms x seeds. Complete conditions are not run again; a "
@@ -121,7 +121,7 @@ def parse_options(argv: list[str]) -> Namespace:
 
 
 def _join_lists(words: list[str]) -> list[str]:
-    """Writes `--datasets a b` as `--datasets=[a, b]`, and `--set a b` as two values appended to those of a config."""
+    """Write `--datasets a b` as `--datasets=[a, b]`, and `--set a b` as two values appended to those of a config."""
     joined: list[str] = []
     rest = list(words)
     while rest:
@@ -141,7 +141,7 @@ def _join_lists(words: list[str]) -> list[str]:
 
 
 def check_engine(options: Namespace) -> None:
-    """Refuses options that would have no effect.
+    """Refuse options that would have no effect.
 
     Raises:
         UsageError: If an option belongs to another engine.
@@ -153,14 +153,14 @@ def check_engine(options: Namespace) -> None:
 
 
 def experiment_folder(options: Namespace) -> Path:
-    """`<outputs>/<name>`; without a name it is named after the backbone, and `--quick` adds `-quick`."""
+    """Return `<outputs>/<name>`; the default name follows from the backbone, and `--quick` adds `-quick`."""
     name = options.name if options.name is not None else f"experiment-{Path(options.backbone).name}"
     check_name("--name", name)
     return Path(options.outputs) / (f"{name}-quick" if options.quick else name)
 
 
 def build_conditions(options: Namespace, folder: Path) -> list[Condition]:
-    """The grid, each arm after the one that it starts from, which is added where it is missing.
+    """Return the grid, each arm after the one that it starts from, which is added where it is missing.
 
     Raises:
         UsageError: On an unknown dataset, arm or accelerator, two of one name, an empty list, or an option of `--set`
@@ -187,7 +187,7 @@ def build_conditions(options: Namespace, folder: Path) -> list[Condition]:
     ]
 
 
-def _condition(options: Namespace, folder: Path, dataset: Choice, choice: Choice, seed: int) -> Condition:
+def _condition(options: Namespace, folder: Path, dataset: GridEntry, choice: GridEntry, seed: int) -> Condition:
     arm = cast(Arm, choice.arm)
     configs = [configs_folder() / "base.yaml", *dataset.files, *choice.files]
     if options.accelerator:
@@ -206,13 +206,13 @@ def _condition(options: Namespace, folder: Path, dataset: Choice, choice: Choice
         tuple(configs),
         options.overwrite,
         arm.starts_from,
-        (dataset.typed, choice.typed),
+        (dataset.argument, choice.argument),
         (*names, f"--arm.overlay={arm.overlay}") if arm.overlay else tuple(names),
     )
 
 
 def _split_assignment(assignment: str) -> tuple[str, str]:
-    """`arm:key=value` or `key=value`, as the arm (or nothing) and `key=value`.
+    """Split `arm:key=value` into the arm and `key=value`; without an arm the first is empty.
 
     Raises:
         UsageError: If there is no `=`.
@@ -225,7 +225,7 @@ def _split_assignment(assignment: str) -> tuple[str, str]:
 
 
 def check_settings(conditions: list[Condition]) -> None:
-    """Refuses to mix results of different settings in one folder.
+    """Refuse to mix results of different settings in one folder.
 
     Raises:
         UsageError: If a complete condition was made under other settings, or a folder by an earlier version.
@@ -247,7 +247,7 @@ def _difference(made: dict[str, Any], condition: Condition) -> str:
 
 
 def check_inputs(conditions: list[Condition]) -> Plan:
-    """Builds every arm with its Trainer and prepares every dataset, to find mistakes before any training.
+    """Build every arm with its Trainer and prepare every dataset, to find mistakes before any training.
 
     Raises:
         UsageError, BackboneError, DataError, MaskingError, OptionError: If a condition cannot run.
@@ -275,7 +275,7 @@ def check_inputs(conditions: list[Condition]) -> Plan:
 
 
 def check_trainer(trainer: Any) -> None:
-    """Refuses options of the Trainer under which a condition would have no result that can be compared.
+    """Refuse options of the Trainer under which a condition would have no result that can be compared.
 
     Raises:
         UsageError: If there are several devices, or a condition would be evaluated on a part of eval.
@@ -296,7 +296,7 @@ def check_trainer(trainer: Any) -> None:
 def run_conditions(
     conditions: list[Condition], todo: list[Condition], costs: Mapping[Condition, int], workers: Workers
 ) -> dict[Condition, str]:
-    """Runs the conditions in `todo`, and reports the others as complete.
+    """Run the conditions in `todo`, and report the others as complete.
 
     Returns:
         The reason of each failure; empty if every condition is complete.
@@ -323,7 +323,7 @@ def run_conditions(
 
 
 def _run_todo(options: Namespace, conditions: list[Condition], todo: list[Condition]) -> dict[Condition, str]:
-    """Checks and runs the conditions in this process, on several devices, or on a cluster."""
+    """Check and run the conditions in this process, on several devices, or on a cluster."""
     if options.engine == "ray" and todo:
         from lightning_app.grid.cluster import RayCluster
 
@@ -346,7 +346,7 @@ def _headline(condition: Condition) -> str:
 
 
 def main(argv: list[str], report: Callable[[Path], str]) -> int:
-    """Runs an experiment, and prints what `report` makes of its folder.
+    """Run an experiment, and print what `report` makes of its folder.
 
     Returns:
         0 if every condition is complete, 1 if one failed.

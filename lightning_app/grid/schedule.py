@@ -32,13 +32,13 @@ class Workers(Protocol):
     """Whether conditions start in the order of their cost, or in the order given."""
 
     def has_room(self) -> bool:
-        """Whether another condition can start now."""
+        """Return whether another condition can start now."""
 
     def start(self, condition: Condition) -> None:
-        """Starts a condition."""
+        """Start a condition."""
 
     def wait(self) -> tuple[Condition, str | None]:
-        """Returns the next condition that ends, and why it failed or None."""
+        """Return the next condition that ends, and why it failed or None."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class Event:
 
 
 def tokens_of(passes: float, datamodule: Any) -> int:
-    """The cost of a condition: the tokens of the eval split once and of the train split `passes` times."""
+    """Return the cost of a condition: the tokens of the eval split once and of the train split `passes` times."""
     return int(datamodule.num_tokens("eval") + passes * datamodule.num_tokens("train"))
 
 
 def passes_of(model: Any, trainer: Any) -> float:
-    """At most how often the train split passes through the backbone of an arm.
+    """Return how often at most the train split passes through the backbone of an arm.
 
     A frozen backbone reads it once, for features or for the gradient of a mask. A backbone that trains reads it in
     every epoch, with a backward pass, and half as many rows of dev.
@@ -66,7 +66,7 @@ def passes_of(model: Any, trainer: Any) -> float:
 
 
 def by_priority(todo: Sequence[Condition], costs: Mapping[Condition, int]) -> list[Condition]:
-    """The conditions by their own cost plus that of the largest arm that starts from them, the largest first."""
+    """Return the conditions by their own cost plus that of the largest arm that starts from them, the largest first."""
 
     def priority(condition: Condition) -> int:
         return costs[condition] + max((priority(other) for other in todo if other.begins_from(condition)), default=0)
@@ -75,7 +75,7 @@ def by_priority(todo: Sequence[Condition], costs: Mapping[Condition, int]) -> li
 
 
 def run_all(todo: Sequence[Condition], costs: Mapping[Condition, int], workers: Workers) -> Iterator[Event]:
-    """Runs each condition once there is room and the condition that it starts from has ended or failed.
+    """Run each condition once there is room and the condition that it starts from has ended or failed.
 
     Yields:
         Starts and ends as they happen.

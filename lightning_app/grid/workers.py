@@ -40,15 +40,15 @@ class InProcess:
         self._caches = Caches()
 
     def has_room(self) -> bool:
-        """Whether none is to run."""
+        """Return whether none is to run."""
         return self._condition is None
 
     def start(self, condition: Condition) -> None:
-        """Has the condition run at the next `wait`."""
+        """Let the condition run at the next `wait`."""
         self._condition = condition
 
     def wait(self) -> tuple[Condition, str | None]:
-        """Runs it; see `Workers.wait`."""
+        """Run it; see `Workers.wait`."""
         assert self._condition is not None
         condition, self._condition = self._condition, None
         return condition, try_condition(condition, self._caches)
@@ -78,22 +78,22 @@ class Processes:
         self._slots = [Slot(index, threads) for index in range(count)]
 
     def __enter__(self) -> Self:
-        """Returns itself; the processes begin with the first condition."""
+        """Return itself; the processes begin with the first condition."""
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        """Ends the processes; one that trains saves its condition first, unless a second signal comes."""
+        """End the processes; one that trains saves its condition first, unless a second signal comes."""
         begun = [slot for slot in self._slots if slot.process]
         for slot in begun:
             slot.connection.close()  # which ends a process that waits for a condition
         end_processes([slot.process for slot in begun if slot.process], at_once=error is not None)
 
     def has_room(self) -> bool:
-        """Whether a device is idle."""
+        """Return whether a device is idle."""
         return any(slot.condition is None for slot in self._slots)
 
     def start(self, condition: Condition) -> None:
-        """Gives the condition to an idle device: rather to one that last ran the same dataset and seed."""
+        """Give the condition to an idle device: rather to one that last ran the same dataset and seed."""
         idle = [slot for slot in self._slots if slot.condition is None]
         for slot in idle:
             slot.begin()  # all of them: what is given nothing yet has loaded its packages when it is
@@ -125,18 +125,18 @@ class Slot:
         self.process: SpawnProcess | None = None
 
     def begin(self) -> None:
-        """Makes the process, unless there is one: at first, or where it was killed."""
+        """Make the process, unless there is one: at first, or where it was killed."""
         if self.process is None or not self.process.is_alive():
             self.connection, self.process = begin_process(serve, self.index, self.threads)
 
     def start(self, condition: Condition) -> None:
-        """Sends a condition to the process, which has begun."""
+        """Send a condition to the process, which has begun."""
         self.condition, self.last = condition, (condition.dataset, condition.seed)
         with suppress(ConnectionError):  # it has just died: `result` says so
             self.connection.send(condition)
 
     def result(self) -> tuple[Condition, str | None]:
-        """Returns the condition and why it failed, also where the process died of it."""
+        """Return the condition and why it failed, also where the process died of it."""
         assert self.condition is not None
         assert self.process is not None
         condition, self.condition = self.condition, None
@@ -151,7 +151,7 @@ class Slot:
 
 
 def begin_process(target: Callable[..., None], *args: Any) -> tuple[Connection, SpawnProcess]:
-    """Starts a process that ends with this one, whatever ends it. It is given a connection, then `args`.
+    """Start a process that ends with this one, whatever ends it. It is given a connection, then `args`.
 
     As a daemon it is ended by the exit handler of `multiprocessing`, which would wait for another one for ever. Signals
     are held meanwhile: they would leave half a process.
@@ -179,7 +179,7 @@ def _run(target: Callable[..., None], connection: Connection, *args: Any) -> Non
 
 
 def end_processes(processes: Sequence[SpawnProcess], at_once: bool = False) -> None:
-    """Waits until processes have ended; kills them after `SECONDS_TO_END`, or where a signal ends the wait.
+    """Wait until processes have ended; kill them after `SECONDS_TO_END`, or where a signal ends the wait.
 
     Args:
         processes: They have nothing to do, or are asked to end `at_once`, by SIGTERM.
@@ -198,7 +198,7 @@ def end_processes(processes: Sequence[SpawnProcess], at_once: bool = False) -> N
 
 
 def serve(connection: Connection, index: int, threads: int | None) -> None:
-    """Runs, in a process of its own, the conditions that come through a connection until it is closed."""
+    """Run, in a process of its own, the conditions that come through a connection until it is closed."""
     see_only(index)
     if threads:
         import torch
@@ -220,7 +220,7 @@ def _end_with_parent() -> None:
 
 
 def see_only(index: int) -> None:
-    """Hides every GPU and TPU chip but one from this process, before CUDA or XLA looks for them."""
+    """Hide every GPU and TPU chip but one from this process, before CUDA or XLA looks for them."""
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     os.environ["CUDA_VISIBLE_DEVICES"] = gpus[index] if index < len(gpus) and gpus[0] else str(index)
     os.environ["TPU_VISIBLE_CHIPS"] = str(index)
@@ -228,7 +228,7 @@ def see_only(index: int) -> None:
 
 
 def run_logged(condition: Condition, caches: "Caches | None" = None) -> str | None:
-    """Runs a condition; what it prints goes to its log file. Returns why it failed."""
+    """Run a condition; what it prints goes to its log file. Return why it failed."""
     with printing_to(condition.log_file):
         failure = try_condition(condition, caches, verbose=True)
         print(f"failed: {failure}" if failure else "complete")
@@ -237,7 +237,7 @@ def run_logged(condition: Condition, caches: "Caches | None" = None) -> str | No
 
 @contextmanager
 def printing_to(path: Path) -> Iterator[None]:
-    """Appends to a file what this process prints, by whatever handler or library."""
+    """Append to a file what this process prints, by whatever handler or library."""
     streams = (sys.stdout, sys.stderr)
     kept = [os.dup(stream.fileno()) for stream in streams]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -254,18 +254,18 @@ def printing_to(path: Path) -> Iterator[None]:
 
 
 def devices_of(trainer: Any) -> tuple[str, int]:
-    """The kind of device that a Trainer runs on, and how many this machine has; of CPUs, how many cores."""
+    """Return the kind of device that a Trainer runs on, and how many this machine has; of CPUs, how many cores."""
     kind = trainer.strategy.root_device.type
     return kind, num_cores() if kind == "cpu" else trainer.accelerator.auto_device_count()
 
 
 def num_cores() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def call_in_process(function: Callable[..., Result], *args: Any) -> Result:
-    """Calls a function in a process that ends with it: what it loads, and devices it holds, are free afterwards.
+    """Call a function in a process that ends with it: what it loads, and devices it holds, are free afterwards.
 
     Raises:
         UsageError: If it was asked for something that cannot be done.
@@ -290,7 +290,7 @@ def _answer(connection: Connection, function: Callable[..., Any], args: tuple[An
 
 
 def with_mistake(function: Callable[..., Result], *args: Any) -> tuple[Result | None, str | None]:
-    """Calls a function; returns its result, and the user's mistake where that is why it has none."""
+    """Call a function; return its result, and the user's mistake where that is why it has none."""
     try:
         return function(*args), None
     except Exception as error:

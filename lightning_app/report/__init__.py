@@ -7,10 +7,10 @@ from matplotlib import rc_context
 
 from lightning_app.errors import UsageError
 from lightning_app.report.dashboard import write_dashboard
-from lightning_app.report.figures import STYLE
+from lightning_app.report.figures import MATPLOTLIB_STYLE
 from lightning_app.report.loading import load_results
 from lightning_app.report.page import write_page
-from lightning_app.report.sections import Study, build_page, reading, verdict_lines
+from lightning_app.report.sections import Study, build_page, reading_notes, verdict_lines
 from lightning_app.report.tables import comparison_table, summarize
 from lightning_app.results.files import METRICS_FILE
 
@@ -18,7 +18,7 @@ __all__ = ["comparison_table", "latest_experiment", "load_results", "main", "sum
 
 
 def write_report(folder: Path) -> str:
-    """Writes `report.html`, `report.md`, `tables/`, `figures/` and `dashboard/` into an experiment's folder.
+    """Write `report.html`, `report.md`, `tables/`, `figures/` and `dashboard/` into an experiment's folder.
 
     Returns:
         Text for the terminal: the comparison table, how to read it, the verdicts, and the path of the report.
@@ -27,17 +27,17 @@ def write_report(folder: Path) -> str:
         UsageError: If the folder holds no complete condition, or a file in it is damaged.
     """
     study = Study.read(folder)
-    with rc_context(STYLE):
+    with rc_context(MATPLOTLIB_STYLE):
         page = build_page(study)
         write_page(folder, page)
     write_dashboard(study, page)
-    notes = [*page.warnings, *reading(study.results), *verdict_lines(study.comparison)]
+    notes = [*page.warnings, *reading_notes(study.results), *verdict_lines(study.comparison)]
     listed = "\n".join(f"* {note}" for note in notes)
     return f"{comparison_table(study.results)}\n\n{listed}\n\nReport: {folder / 'report.html'} (and report.md)"
 
 
 def latest_experiment(outputs: Path) -> Path:
-    """The experiment whose results are the newest.
+    """Return the folder of the experiment with the newest results.
 
     Raises:
         UsageError: If there is none.
@@ -49,7 +49,7 @@ def latest_experiment(outputs: Path) -> Path:
 
 
 def build_parser() -> ArgumentParser:
-    """The options of `influence report`."""
+    """Return the parser of `influence report`."""
     parser = ArgumentParser(
         prog="influence report", description="Tables and plots of an experiment's results.", exit_on_error=False
     )
@@ -59,7 +59,7 @@ def build_parser() -> ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Writes the report of an experiment and prints its table."""
+    """Write the report of an experiment and print its table."""
     options = build_parser().parse_args(argv)
     print(write_report(Path(options.results) if options.results else latest_experiment(Path(options.outputs))))
     return 0

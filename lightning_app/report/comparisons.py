@@ -1,4 +1,4 @@
-"""Comparisons of the arms of an experiment, their verdicts, and what is missing for the other verdicts."""
+"""Compare the arms of an experiment, decide verdicts, and say what is missing for the others."""
 
 import shlex
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from lightning_app.results.verdict import Verdict, verdict
 
 @dataclass(frozen=True)
 class Comparisons:
-    """What the stored predictions show.
+    """Comparisons of arms, from the stored predictions.
 
     Attributes:
         intervals: As `seed_intervals` gives them.
@@ -36,7 +36,7 @@ class Comparisons:
 
 
 def compare_arms(experiment: Path, results: pd.DataFrame, design: Design) -> Comparisons:
-    """Compares the arms of an experiment, one dataset after the other.
+    """Compare the arms of an experiment, one dataset after the other.
 
     Args:
         experiment: Its folder.
@@ -50,7 +50,7 @@ def compare_arms(experiment: Path, results: pd.DataFrame, design: Design) -> Com
     for dataset, group in results.groupby("dataset", sort=False):
         evaluations, unread = read_evaluations(group["folder"])
         intervals.append(seed_intervals(evaluations))
-        pairs = [pair for pair in design.pairs if _common_seeds(evaluations, *pair)]
+        pairs = [(arm, other) for arm, other in design.pairs if _seeds(evaluations, arm) & _seeds(evaluations, other)]
         left_out += unread
         try:
             compared += differences(evaluations, pairs, design.declared)
@@ -58,8 +58,8 @@ def compare_arms(experiment: Path, results: pd.DataFrame, design: Design) -> Com
             left_out.append(f"The arms of {dataset} cannot be compared: {error}")
             pairs = []
         for arm in design.controls:
-            if not set(design.claim(arm)) <= set(pairs):
-                needed = list(dict.fromkeys(name for pair in design.claim(arm) for name in pair))
+            if not set(design.verdict_pairs(arm)) <= set(pairs):
+                needed = list(dict.fromkeys(name for pair in design.verdict_pairs(arm) for name in pair))
                 gaps[dataset, arm] = _gap(experiment, results, dataset, needed, evaluations)
     compared = holm(compared, lambda each: each.declared and (each.dataset, each.arm) not in gaps)
     verdicts = _verdicts(compared, design, gaps)
@@ -69,7 +69,7 @@ def compare_arms(experiment: Path, results: pd.DataFrame, design: Design) -> Com
 def _verdicts(compared: list[Difference], design: Design, gaps: dict[tuple[str, str], str]) -> list[Verdict]:
     declared = {(each.dataset, each.arm, each.reference): each for each in compared if each.declared}
     return [
-        verdict(*(declared[dataset, *pair] for pair in design.claim(arm)))
+        verdict(*(declared[dataset, *pair] for pair in design.verdict_pairs(arm)))
         for dataset in dict.fromkeys(each.dataset for each in compared)
         for arm in design.controls
         if (dataset, arm) not in gaps
@@ -80,14 +80,10 @@ def _seeds(evaluations: list[Evaluation], arm: str) -> set[int]:
     return {evaluation.seed for evaluation in evaluations if evaluation.arm == arm}
 
 
-def _common_seeds(evaluations: list[Evaluation], arm: str, reference: str) -> set[int]:
-    return _seeds(evaluations, arm) & _seeds(evaluations, reference)
-
-
 def _gap(
     experiment: Path, results: pd.DataFrame, dataset: str, needed: list[str], evaluations: list[Evaluation]
 ) -> str:
-    """What a dataset lacks for a verdict, and the command that makes it."""
+    """Return what a dataset lacks for a verdict, and the command that makes it."""
     complete = set(results["arm"][results["dataset"] == dataset])
     missing = [arm for arm in needed if not _seeds(evaluations, arm)]
     fault = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
@@ -100,10 +96,10 @@ def _gap(
 def make_command(
     experiment: Path, results: pd.DataFrame, dataset: str, arms: list[str], overwrite: bool = False
 ) -> str:
-    """The command that adds arms to a dataset of an experiment, under the settings of the other arms."""
+    """Return the command that adds arms to a dataset of an experiment, under the settings of its other arms."""
     group = results[results["dataset"] == dataset]
-    made = {folder: _made(folder) for folder in results["folder"]}
-    typed = [(row, made[row.folder].get("typed", {})) for row in results.itertuples()]
+    records = {folder: _condition_record(folder) for folder in results["folder"]}
+    typed = [(row, records[row.folder].get("typed", {})) for row in results.itertuples()]
     datasets, known = (
         {getattr(row, kind): words.get(kind, getattr(row, kind)) for row, words in typed} for kind in ("dataset", "arm")
     )
@@ -114,24 +110,24 @@ def make_command(
     words += [] if name == f"experiment-{Path(backbone).name}" else ["--name", name]
     words += ["--datasets", datasets[dataset], "--arms", *(known.get(arm, arm) for arm in arms)]
     words += ["--seeds", *map(str, sorted(group["seed"].unique()))]
-    settings = _settings([(row.arm, made[row.folder]) for row in group.itertuples()], quick)
+    settings = _settings([(row.arm, records[row.folder]) for row in group.itertuples()], quick)
     words += (["--set", *settings] if settings else []) + ["--quick"] * quick + ["--overwrite"] * overwrite
     return shlex.join(words)
 
 
-def _settings(made: list[tuple[str, dict[str, Any]]], quick: bool) -> list[str]:
-    """What `--set` had changed: for all arms, or only for the first one, which is the baseline if there is one."""
-    first, *others = [_overrides(record) for _, record in made]
-    words = [word if all(word in other for other in others) else f"{made[0][0]}:{word}" for word in first]
+def _settings(records: list[tuple[str, dict[str, Any]]], quick: bool) -> list[str]:
+    """Return what `--set` changed: for all arms, or only for the first one, which is the baseline if there is one."""
+    first, *others = [_overrides(record) for _, record in records]
+    words = [word if all(word in other for other in others) else f"{records[0][0]}:{word}" for word in first]
     return [word for word in words if not (quick and word.partition("=")[0].endswith("_size"))]
 
 
-def _overrides(made: dict[str, Any]) -> list[str]:
-    words = made["settings"]["overrides"] if made else []
+def _overrides(record: dict[str, Any]) -> list[str]:
+    words = record["settings"]["overrides"] if record else []
     return [word.removeprefix("--") for word in words if not word.startswith("--model.backbone=")]
 
 
-def _made(folder: Path) -> dict[str, Any]:
-    """What the folder says of the command that made it; empty where no experiment did."""
+def _condition_record(folder: Path) -> dict[str, Any]:
+    """Return the record of the command that made a folder; empty if no experiment made it."""
     file = folder / "condition.json"
     return read_condition(file) if file.exists() else {}

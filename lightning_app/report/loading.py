@@ -1,4 +1,4 @@
-"""What an experiment left on disk, as tables of numbers."""
+"""Load what an experiment left on disk as tables of numbers."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,23 +7,23 @@ from typing import Any
 import pandas as pd
 
 from lightning_app.errors import UsageError
-from lightning_app.report.names import order
+from lightning_app.report.styles import sort_key
 from lightning_app.results.files import METRICS_FILE, PREDICTIONS_FILE, SWEEP_FILE
 from lightning_app.results.metrics import HEADLINE, METRICS
 from lightning_app.results.predictions import DivergedError, Evaluation, read_evaluation, stored_metrics
 from lightning_app.results.records import read_metrics, read_sweep
 
 DEV_CURVE, LOSS_CURVE = f"dev {METRICS[HEADLINE].title}", "training loss"
-CURVES = {f"val/{HEADLINE}": DEV_CURVE, "train/loss": LOSS_CURVE}
+CURVE_TITLES = {f"val/{HEADLINE}": DEV_CURVE, "train/loss": LOSS_CURVE}
 """By tag of the event files."""
 
 
 def load_results(experiment: Path) -> pd.DataFrame:
-    """One row per complete condition of `<outputs>/<experiment>` in the order of the tables, without sweeps.
+    """Return one row per complete condition of an experiment, in the order of the tables, without sweeps.
 
     Returns:
-        What `metrics.json` holds, and the columns `folder`, `fit_seconds` (with a gradient that was computed before
-        for another arm) and `total_seconds` (with the evaluation).
+        The fields of `metrics.json`, and the columns `folder`, `fit_seconds` (including a gradient that was computed
+        for another arm) and `total_seconds` (including the evaluation).
 
     Raises:
         UsageError: If the folder holds no complete condition, or a file is damaged.
@@ -38,9 +38,9 @@ def load_results(experiment: Path) -> pd.DataFrame:
 
 
 def _records(experiment: Path) -> list[dict[str, Any]]:
-    """The records of all complete conditions with their `folder`, in the order of the tables."""
+    """Return the records of all complete conditions with their `folder`, in the order of the tables."""
     files = experiment.glob(f"*/*/seed*/{METRICS_FILE}")
-    return sorted((read_metrics(file) | {"folder": file.parent} for file in files), key=order)
+    return sorted((read_metrics(file) | {"folder": file.parent} for file in files), key=sort_key)
 
 
 def _with_seconds(record: dict[str, Any]) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def _with_seconds(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_evaluations(folders: Iterable[Path]) -> tuple[list[Evaluation], list[str]]:
-    """The evaluations of conditions, and a sentence for each condition that has none.
+    """Return the evaluations of conditions, and a sentence for each condition that has none.
 
     Raises:
         UsageError: If a file is damaged.
@@ -73,7 +73,7 @@ def read_evaluations(folders: Iterable[Path]) -> tuple[list[Evaluation], list[st
 
 
 def load_sweeps(experiment: Path) -> pd.DataFrame:
-    """One row per mask of the sweeps, with `unmasked_<metric>` for the model without a mask; empty without a sweep.
+    """Return one row per mask of the sweeps, with `unmasked_<metric>` for the model without a mask.
 
     Raises:
         UsageError: If a file lacks what a sweep records.
@@ -90,7 +90,7 @@ def load_sweeps(experiment: Path) -> pd.DataFrame:
 
 
 def load_curves(results: pd.DataFrame) -> pd.DataFrame:
-    """The headline metric on dev and the training loss by step, from the event files: one row per point."""
+    """Return the headline metric on dev and the training loss by step, one row per logged point."""
     rows = [
         {"dataset": run.dataset, "arm": run.arm, "seed": run.seed, "curve": curve, "step": step, "value": value}
         for run in results.itertuples()
@@ -102,10 +102,10 @@ def load_curves(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _read_curves(folder: Path) -> dict[str, dict[int, float]]:
-    """By curve the value at each step; where a fit was resumed, the later value of a step counts."""
+    """Return the value at each step by curve; if a fit was resumed, the later value of a step counts."""
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={SCALARS: 0}).Reload()
     tags = events.Tags()[SCALARS]
-    curves = {curve: events.Scalars(tag) for tag, curve in CURVES.items() if tag in tags}
+    curves = {curve: events.Scalars(tag) for tag, curve in CURVE_TITLES.items() if tag in tags}
     return {curve: {event.step: event.value for event in points} for curve, points in curves.items()}

@@ -1,4 +1,4 @@
-"""Where the masks lie in the model, and how much they have in common. At most two are in memory at a time."""
+"""Where masks lie in the model, and how much they have in common. At most two are in memory at a time."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from lightning_app.results.files import MASK_FILE, METRICS_FILE, RERUN
 
 
 def find_masks(results: pd.DataFrame) -> pd.DataFrame:
-    """The conditions that left a mask, with its `path`; of equal masks of a dataset and seed only the first arm's."""
+    """Return the conditions that left a mask, with its `path`; equal masks of a dataset and seed only once."""
     if "mask_digest" not in results:
         return results.iloc[:0].assign(path=[])
     masks = results[results["mask_digest"].notna()]
@@ -21,19 +21,19 @@ def find_masks(results: pd.DataFrame) -> pd.DataFrame:
     return masks.drop_duplicates(["dataset", "seed", "mask_digest"])
 
 
-def informed(results: pd.DataFrame) -> pd.DataFrame:
-    """The conditions whose masks are compared over seeds: of arms with a control, else of all arms that mask."""
+def informed_conditions(results: pd.DataFrame) -> pd.DataFrame:
+    """Return the conditions of arms with a control, or of all arms that mask if no arm has one."""
     with_control = results[results["control"].notna()]
     return with_control if len(with_control) else results[results["role"] == "mask"]
 
 
-def first_seed(masks: pd.DataFrame) -> pd.DataFrame:
-    """The masks of the lowest seed of each dataset."""
+def of_first_seed(masks: pd.DataFrame) -> pd.DataFrame:
+    """Return the masks of the lowest seed of each dataset."""
     return masks[masks["seed"] == masks.groupby("dataset")["seed"].transform("min")]
 
 
-def shares(masks: pd.DataFrame) -> pd.DataFrame:
-    """How many candidates are masked, by layer and projection.
+def masked_shares(masks: pd.DataFrame) -> pd.DataFrame:
+    """Count the candidates and the masked weights by layer and projection.
 
     Returns:
         Columns `dataset`, `arm`, `seed`, `layer`, `projection`, `masked`, `candidates` and `share`, layers in the
@@ -47,17 +47,17 @@ def shares(masks: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def overlaps(masks: pd.DataFrame) -> pd.DataFrame:
-    """Pairs of masks: of arms within a dataset's first seed; of each informed arm between seeds, and between datasets.
+def mask_overlaps(masks: pd.DataFrame) -> pd.DataFrame:
+    """Compare masks: of arms within the first seed; of informed arms between seeds and between datasets.
 
     Returns:
         Columns `between` (arms, seeds, datasets), `dataset` (empty between datasets), `one`, `other`, `intersection`,
         `union`, `jaccard` and `chance`.
     """
     rows = list[dict[str, Any]]()
-    for dataset, group in first_seed(masks).groupby("dataset", sort=False):
+    for dataset, group in of_first_seed(masks).groupby("dataset", sort=False):
         rows += _pairs("arms", dataset, group["arm"], group)
-    compared = informed(masks)
+    compared = informed_conditions(masks)
     by_arm = [
         (f"{arm} " if compared["arm"].nunique() > 1 else "", group)
         for arm, group in compared.groupby("arm", sort=False)
@@ -66,14 +66,14 @@ def overlaps(masks: pd.DataFrame) -> pd.DataFrame:
         for dataset, group in arm_masks.groupby("dataset", sort=False):
             rows += _pairs("seeds", dataset, prefix + "seed " + group["seed"].astype(str), group)
     for prefix, arm_masks in by_arm:
-        group = first_seed(arm_masks)
+        group = of_first_seed(arm_masks)
         rows += _pairs("datasets", "", prefix + group["dataset"], group)
     columns = ["between", "dataset", "one", "other", "intersection", "union", "jaccard", "chance"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def _load(path: Path, digest: str) -> Mask:
-    """A condition's mask, which must be the one that its metrics name."""
+    """Load a condition's mask and check that it is the one that its metrics name."""
     mask = Mask.load(path)
     if mask.digest != digest:
         raise UsageError(
@@ -95,7 +95,7 @@ def _pairs(between: str, dataset: str, names: pd.Series, masks: pd.DataFrame) ->
 
 
 def short_names(names: list[str]) -> list[str]:
-    """Names by their last part, or by as many parts as distinguish them from all others."""
+    """Return each name by its last part, or by as many parts as distinguish it from all others."""
     return [_short(name, names) for name in names]
 
 

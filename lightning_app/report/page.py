@@ -12,9 +12,9 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from lightning_app.results import markdown
-from lightning_app.results.files import own_folder, write_bytes, write_text
+from lightning_app.results.files import make_report_folder, write_bytes, write_text
 
-LONG = 30
+LONG_TABLE_ROWS = 30
 """A table with more rows is folded away in HTML, and may break over pages in LaTeX."""
 
 
@@ -30,10 +30,10 @@ class Table:
     @property
     def is_long(self) -> bool:
         """Whether it is folded away."""
-        return len(self.shown) > LONG
+        return len(self.shown) > LONG_TABLE_ROWS
 
     def is_number(self, column: str) -> bool:
-        """Whether a column is aligned right: all its cells begin like numbers."""
+        """Return whether a column is aligned right: all its cells begin like numbers."""
         cells = [str(cell) for cell in self.shown[column] if str(cell)]
         return all(re.match(r"[<+\-]? ?\d", cell) for cell in cells)
 
@@ -47,7 +47,7 @@ class Picture:
     figure: Figure
 
     def encode(self, kind: str) -> bytes:
-        """The picture as `svg`, `pdf` or `png`; the same picture is the same file."""
+        """Return the picture as `svg`, `pdf` or `png`; the same picture gives the same bytes."""
         buffer = io.BytesIO()
         undated = {"svg": dict.fromkeys(("Date", "Creator", "Format", "Type")), "pdf": {"CreationDate": None}}
         self.figure.savefig(buffer, format=kind, metadata=undated.get(kind))
@@ -76,8 +76,8 @@ class Page:
 
 
 def write_page(folder: Path, page: Page) -> None:
-    """Writes `report.html`, `report.md`, `tables/` and `figures/`, the pages last."""
-    tables, figures, vectors = own_folder(folder / "tables"), own_folder(folder / "figures"), {}
+    """Write `report.html`, `report.md`, `tables/` and `figures/`, the pages last."""
+    tables, figures, vectors = make_report_folder(folder / "tables"), make_report_folder(folder / "figures"), {}
     for section in page.sections:
         for table in section.tables:
             _write_table(tables, table)
@@ -89,13 +89,14 @@ def write_page(folder: Path, page: Page) -> None:
 
 def _write_table(folder: Path, table: Table) -> None:
     numbers = table.shown if table.numbers is None else table.numbers
-    write_text(folder / f"{table.name}.csv", numbers.map(no_formula).rename(columns=no_formula).to_csv(index=False))
+    safe = numbers.map(escape_formula).rename(columns=escape_formula)
+    write_text(folder / f"{table.name}.csv", safe.to_csv(index=False))
     latex = table.shown.to_latex(index=False, escape=True, na_rep="", longtable=table.is_long)
     write_text(folder / f"{table.name}.tex", latex)
 
 
-def no_formula(cell: Any) -> Any:
-    """A cell that a spreadsheet does not read as a formula: text that begins like one gets an apostrophe in front.
+def escape_formula(cell: Any) -> Any:
+    """Return a cell that a spreadsheet does not run: text that begins like a formula gets an apostrophe in front.
 
     Formatted numbers (`+0.5 (-0.1 to +1.1)`) stay as they are: they cannot call anything. See
     https://owasp.org/www-community/attacks/CSV_Injection
@@ -105,7 +106,7 @@ def no_formula(cell: Any) -> Any:
 
 
 def _write_picture(folder: Path, picture: Picture) -> Markup:
-    """Writes the files; returns the picture as an element of a page."""
+    """Write the files and return the picture as an element of a page."""
     picture.figure.draw_without_rendering()
     picture.figure.set_layout_engine("none")  # the layout is done, and is the same for the three files
     files = {kind: picture.encode(kind) for kind in ("svg", "pdf", "png")}
@@ -129,5 +130,5 @@ def _environment() -> Environment:
 
 
 def _code(text: str) -> Markup:
-    """Text as HTML, what is between backticks as code."""
+    """Return text as HTML, with what is between backticks as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))

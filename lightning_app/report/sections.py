@@ -1,4 +1,4 @@
-"""The sections of the report, one function each: a new one is one more entry of `SECTIONS`."""
+"""The sections of the report, one function each; `SECTIONS` lists them."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ import pandas as pd
 
 from lightning_app.report import figures, tables
 from lightning_app.report.comparisons import Comparisons, compare_arms
-from lightning_app.report.expected import BACKBONE, REASONS, show_expected
+from lightning_app.report.expected import EXPECTATION_NOTES, PROTOCOL_BACKBONE, show_expected
 from lightning_app.report.loading import load_curves, load_results, load_sweeps
-from lightning_app.report.masks import find_masks, first_seed, informed, overlaps, shares
-from lightning_app.report.names import Look, looks
+from lightning_app.report.masks import find_masks, informed_conditions, mask_overlaps, masked_shares, of_first_seed
 from lightning_app.report.page import Page, Picture, Section, Table
-from lightning_app.report.tables import WORDS, mean_points
+from lightning_app.report.styles import ArmStyle, arm_styles
+from lightning_app.report.tables import OUTCOME_TEXTS, mean_over_seeds
 from lightning_app.results.design import Design
 from lightning_app.results.metrics import HEADLINE, METRICS, Metric
 from lightning_app.results.statistics import ALPHA, EQUIVALENCE_MARGIN, POWER, Pair
@@ -23,17 +23,18 @@ MUST_AGREE = {
     ("dataset",): ("eval_split", "split_sizes"),
     ("dataset", "seed"): ("dataset_fingerprint",),
 }
-"""What the conditions of an experiment, of a dataset, and of a dataset and seed must have in common to be compared."""
+"""Fields that must be equal to compare conditions: of an experiment, of a dataset, and of a dataset and seed."""
 
-LEGEND = (
+LEGEND_NOTES = (
     "± is half of the 95 % interval of the mean over seeds (Student's t). It needs at least two seeds.",
-    "predicted: the first-order change of the training loss by zeroing the masked weights, minus the sum of "
-    "theta * dL/dtheta over them. measured: the real change on the same samples. The lowest sign-gradient scores "
-    "are weights whose removal raises the loss to first order.",
+    "predicted: the change of the training loss, in nats per sample, that first-order theory expects when the masked "
+    "weights are set to zero. It is minus the sum of theta * dL/dtheta over them.",
+    "measured: the change of the loss on the same samples when they are set to zero.",
+    "To first order, removing the weights with the lowest sign-gradient scores raises the loss.",
 )
 
-OPTIMISTIC = "Early stopping looked at the eval split that is reported: these scores are optimistic."
-ONCE = "Early stopping and every choice look at dev; eval is read once, at the end."
+OPTIMISTIC_NOTE = "Early stopping looked at the eval split that is reported, so these scores are optimistic."
+EVAL_READ_ONCE_NOTE = "Early stopping and every choice look at dev. Eval is read once, at the end."
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Study:
 
     @classmethod
     def read(cls, folder: Path) -> "Study":
-        """Reads an experiment's folder.
+        """Read an experiment's folder.
 
         Raises:
             UsageError: If it holds no complete condition, or a file is damaged.
@@ -67,23 +68,25 @@ class Study:
         return ", ".join(sorted(map(str, self.results["backbone"].unique())))
 
     @property
-    def looks(self) -> dict[str, Look]:
+    def styles(self) -> dict[str, ArmStyle]:
         """How each arm is drawn."""
-        return looks(self.results)
+        return arm_styles(self.results)
 
 
 def build_page(study: Study) -> Page:
-    """The whole report. Its figures must be drawn and saved under `figures.STYLE`."""
+    """Return the whole report. Draw and save its figures under `figures.MATPLOTLIB_STYLE`."""
     sections: list[Section] = []
     for make in SECTIONS:
         made = make(study)
         sections += made if isinstance(made, list) else [made] if made else []
     lead = f"Backbone: {study.backbones}."
-    return Page(study.folder.resolve().name, lead, mixtures(study.results), answer(study), sections)
+    return Page(
+        study.folder.resolve().name, lead, comparability_warnings(study.results), answer_paragraph(study), sections
+    )
 
 
-def mixtures(results: pd.DataFrame) -> list[str]:
-    """A sentence for each way in which results were made under different settings; none if they may be compared."""
+def comparability_warnings(results: pd.DataFrame) -> list[str]:
+    """Return a sentence for each setting in which results differ that must agree to be compared."""
     warnings = []
     for keys, columns in MUST_AGREE.items():
         for name, group in results.groupby(list(keys)) if keys else [((), results)]:
@@ -95,73 +98,69 @@ def mixtures(results: pd.DataFrame) -> list[str]:
     return warnings
 
 
-def reading(results: pd.DataFrame) -> list[str]:
-    """How to read the table of arms, in plain words."""
-    return [*LEGEND, OPTIMISTIC] if (results["early_stop_on"] == "eval").any() else list(LEGEND)
+def reading_notes(results: pd.DataFrame) -> list[str]:
+    """Return sentences on how to read the table of arms."""
+    return [*LEGEND_NOTES, OPTIMISTIC_NOTE] if (results["early_stop_on"] == "eval").any() else list(LEGEND_NOTES)
 
 
 def verdict_lines(comparison: Comparisons) -> list[str]:
-    """One sentence per verdict."""
-    return [f"{each.dataset}: {WORDS[each.outcome]}; {each.reason}" for each in comparison.verdicts]
+    """Return one sentence per verdict."""
+    return [f"{each.dataset}: {OUTCOME_TEXTS[each.outcome]}; {each.reason}" for each in comparison.verdicts]
 
 
-def answer(study: Study) -> str:
-    """The study in one paragraph: verdicts, prediction against measurement, and what is not shown."""
-    comparison, metric, sentences = study.comparison, METRICS[HEADLINE], list[str]()
-    for arm, outcome in dict.fromkeys((each.arm, each.outcome) for each in comparison.verdicts):
-        alike = [each for each in comparison.verdicts if (each.arm, each.outcome) == (arm, outcome)]
-        (_, reference), (_, control) = study.design.claim(arm)
-        sentences.append(
-            f"On {listed(each.dataset for each in alike)} the verdict is that {WORDS[outcome]}: {arm} scores "
-            f"{listed(f'{metric.scale * each.reference.estimate:+.1f}' for each in alike)} {metric.difference_unit} "
-            f"beside {reference} and {listed(f'{metric.scale * each.control.estimate:+.1f}' for each in alike)} beside "
-            f"{control}."
-        )
+def answer_paragraph(study: Study) -> str:
+    """Return the study in one paragraph: verdicts, predicted and measured changes, and what is not shown."""
+    comparison, sentences = study.comparison, list[str]()
+    for each in comparison.verdicts:
+        distances = [f"{_distance(one.estimate)} {one.reference}" for one in (each.reference, each.control)]
+        result = f"{_capitalized(OUTCOME_TEXTS[each.outcome])} on {each.dataset}"
+        sentences.append(f"{result}: {each.arm} is {join_words(distances)}.")
     if comparison.gaps:
-        datasets = dict.fromkeys(dataset for dataset, _ in comparison.gaps)
-        sentences.append(f"There is no verdict on {', '.join(datasets)}; the differences below say what is missing.")
-    return " ".join([*sentences, *_predictions(study), *_best_fraction(study.sweeps), *_limits(study)])
+        datasets = join_words(dict.fromkeys(dataset for dataset, _ in comparison.gaps))
+        sentences.append(f"There is no verdict on {datasets}; the section on differences says what is missing.")
+    return " ".join([*sentences, *_loss_changes(study), *_best_masks(study.sweeps), *_limits(study)])
 
 
-def _predictions(study: Study) -> list[str]:
-    summary = study.summary[study.summary["arm"].isin(informed(study.results)["arm"])]
-    rows = summary[summary["measured_change"].notna()]
-    sentences = []
-    for (arm, predicted, measured), alike in rows.groupby(
-        [rows["arm"], rows["predicted_change"] > 0, rows["measured_change"] > 0], sort=False
-    ):
-        sentences.append(
-            f"On {listed(alike['dataset'])} zeroing the weights that {arm} selects was predicted to "
-            f"{'raise' if predicted else 'lower'} the training loss "
-            f"({listed(map('{:+.2f}'.format, alike['predicted_change']))} nats a sample) and "
-            f"{'raised' if measured else 'lowered'} it ({listed(map('{:+.2f}'.format, alike['measured_change']))}): as "
-            f"a group they were {'of use, not detrimental' if measured else 'detrimental to these samples'}."
-        )
-    return sentences
+def _distance(estimate: float) -> str:
+    metric = METRICS[HEADLINE]
+    where = "below" if estimate < 0 else "above"
+    return f"{abs(metric.scale * estimate):.1f} {metric.difference_unit} {where}"
 
 
-def _best_fraction(points: pd.DataFrame) -> list[str]:
-    """Of the masks that a sweep measured, the one of each dataset that lowered the training loss most, if any did."""
+def _loss_changes(study: Study) -> list[str]:
+    """Return a sentence on what zeroing each informed mask did to the training loss."""
+    summary = study.summary[study.summary["arm"].isin(informed_conditions(study.results)["arm"])]
+    return [
+        f"On {row.dataset}, zeroing the weights that {row.arm} selects "
+        f"{'raised' if row.measured_change > 0 else 'lowered'} the training loss by {abs(row.measured_change):.2f} "
+        f"nats per sample (predicted: {row.predicted_change:+.2f}); as a group they were "
+        f"{'useful, not detrimental' if row.measured_change > 0 else 'detrimental to these samples'}."
+        for row in summary[summary["measured_change"].notna()].itertuples()
+    ]
+
+
+def _best_masks(points: pd.DataFrame) -> list[str]:
+    """Return a sentence on the mask of each sweep that lowered the training loss most."""
     if points.empty:
         return []
-    means, metric = mean_points(points), METRICS[HEADLINE]
+    means, metric = mean_over_seeds(points), METRICS[HEADLINE]
     best = means.loc[means.groupby("dataset", sort=False)["measured_change"].idxmin()]
     best = best[best["measured_change"] < 0]
     if best.empty:
         return ["No mask of the sweep lowered the training loss."]
-    sizes = (f"the {tail} {100 * fraction:g} %" for tail, fraction in zip(best["tail"], best["fraction"], strict=True))
     gains = metric.scale * (best[HEADLINE] - best[f"unmasked_{HEADLINE}"])
-    return [
-        f"Of the sweep's masks the one that lowered the training loss most was {listed(sizes)} of the candidates on "
-        f"{listed(best['dataset'])} ({listed(map('{:+.3f}'.format, best['predicted_change']))} predicted, "
-        f"{listed(map('{:+.3f}'.format, best['measured_change']))} measured; dev {metric.title} "
-        f"{listed(map('{:+.1f}'.format, gains))} {metric.difference_unit}, picked among "
-        f"{len(means) // means['dataset'].nunique()} masks and so flattered)."
+    sentences = [
+        f"On {row.dataset}, the best mask of the sweep is the {row.tail} {100 * row.fraction:g} % of the candidates: "
+        f"it changed the training loss by {row.measured_change:+.3f} (predicted: {row.predicted_change:+.3f}) and dev "
+        f"{metric.title} by {gain:+.1f} {metric.difference_unit}."
+        for row, gain in zip(best.itertuples(), gains, strict=True)
     ]
+    tried = len(means) // means["dataset"].nunique()
+    return [*sentences, f"The best of {tried} masks looks better than it is, because it was chosen by this result."]
 
 
-def listed(words: Iterable[str]) -> str:
-    """`a, b and c`."""
+def join_words(words: Iterable[str]) -> str:
+    """Return `a, b and c`."""
     *others, last = words
     return f"{', '.join(others)} and {last}" if others else last
 
@@ -172,36 +171,36 @@ def _limits(study: Study) -> list[str]:
     seeds = f"{most} seed{'s' * (most > 1)}" if fewest == most else f"{fewest} to {most} seeds"
     sizes = study.results.reindex(columns=["masked_parameters", "candidate_parameters"]).dropna()
     percent = sorted({f"{100 * masked / all_of_them:.3g} %" for masked, all_of_them in sizes.itertuples(index=False)})
-    masks_of = f", masks of {' and '.join(percent)} of the candidates" if percent else ""
+    masks_of = f"masks of {join_words(percent)} of the candidates and " if percent else ""
     sentences = [
-        f"This is one study of {study.backbones} on {', '.join(summary['dataset'].unique())}{masks_of} and {seeds} an "
-        "arm: it does not show what other models, tasks or masks would do, and of its comparisons only the declared "
-        "ones are tests."
+        f"These results are from {study.backbones} on {join_words(summary['dataset'].unique())}, with {masks_of}"
+        f"{seeds} per arm. They do not show what other models, tasks or masks would do. Only the declared comparisons "
+        "are tests."
     ]
-    if study.backbones != BACKBONE:
-        sentences.append(f"The source document asks about {BACKBONE}, which these results do not speak of.")
+    if study.backbones != PROTOCOL_BACKBONE:
+        sentences.append(f"The original study protocol asks about {PROTOCOL_BACKBONE}, which was not run here.")
     if study.folder.resolve().name.endswith("-quick"):
         sentences.append("A quick run checks the pipeline. Its numbers are not results.")
     return sentences
 
 
 def arms_section(study: Study) -> Section:
-    """The arms by dataset."""
+    """Show the arms by dataset."""
     numbers = study.summary
     table = Table("arms", "Means over seeds, on the eval split", tables.show_arms(numbers), numbers)
-    titles = listed(metric.title for metric in METRICS.values() if metric.in_figures)
-    drawn = figures.draw_scores(numbers, study.looks, study.design.baseline)
-    picture = Picture("scores", f"{_capitalized(titles)} by dataset and arm", drawn)
+    titles = join_words(metric.title for metric in METRICS.values() if metric.in_figures)
+    figure = figures.draw_scores(numbers, study.styles, study.design.baseline)
+    picture = Picture("scores", f"{_capitalized(titles)} by dataset and arm", figure)
     intervals, extra = study.comparison.intervals, []
     if len(intervals):
         units = _units(METRICS.values(), "%")
         caption = f"Means and 95 % intervals over seeds, from the stored predictions: {units}"
         extra = [Table("intervals", caption, tables.show_intervals(intervals), intervals)]
-    return Section("Arms by dataset", reading(study.results), [table, *extra], [picture])
+    return Section("Arms by dataset", reading_notes(study.results), [table, *extra], [picture])
 
 
 def differences_section(study: Study) -> Section:
-    """Differences from the baseline, the tests and the verdicts."""
+    """Show differences from the baseline, tests and verdicts."""
     comparison, title = study.comparison, METRICS[HEADLINE].title
     compared, notes, shown = comparison.differences, [*comparison.left_out], list[Table]()
     if comparison.verdicts or comparison.gaps:
@@ -222,39 +221,40 @@ def differences_section(study: Study) -> Section:
     others = [metric for name, metric in METRICS.items() if name != HEADLINE]
     caption = f"Differences by other metrics with 95 % intervals, exploratory: {_units(others, 'points')}"
     if lower := [metric.title for metric in others if not metric.higher_is_better]:
-        caption += f"; less is better in {listed(lower)}"
+        caption += f"; less is better in {join_words(lower)}"
     shown.append(Table("differences_other", caption, tables.show_other_differences(compared)))
-    drawn = figures.draw_differences(compared, study.looks, study.design.baseline)
-    picture = Picture("differences", f"Differences of {title} with 95 % intervals", drawn)
+    figure = figures.draw_differences(compared, study.styles, study.design.baseline)
+    picture = Picture("differences", f"Differences of {title} with 95 % intervals", figure)
     return Section("Differences from the baseline", notes, shown, [picture])
 
 
 def _how_compared(declared: list[Pair]) -> list[str]:
     metric = METRICS[HEADLINE]
-    family = "No arm of these results names a control, so no comparison was declared: all are exploratory."
+    family = ["All comparisons are exploratory: no arm of these results names a control, so none was declared."]
     if declared:
-        family = (
-            f"Declared before any result was seen: {' and '.join(f'{arm} minus {other}' for arm, other in declared)}, "
-            f"by {metric.title}, in every dataset; Holm's correction is taken over all of them in datasets that have a "
-            "verdict. Every other comparison is exploratory and uncorrected."
-        )
+        pairs = join_words(f"{arm} minus {other}" for arm, other in declared)
+        family = [
+            f"Declared before any result was seen: {pairs}, by {metric.title}, in every dataset.",
+            "Holm's correction covers the declared comparisons of all datasets that have a verdict. Every other "
+            "comparison is exploratory and uncorrected.",
+        ]
     margin = f"{metric.scale * EQUIVALENCE_MARGIN:g} {metric.difference_unit.removesuffix('s')}"
     return [
-        family,
-        f"Intervals (95 %) and p hold for other seeds and other rows of the eval split; with one seed for other rows "
-        f"only. p (TOST) below {ALPHA:g} shows that a difference is within ± {margin}, the margin of equivalence that "
-        "the source document's expectation sets.",
-        f"detectable: the smallest true difference, in {metric.difference_unit}, that is found with a probability of "
-        f"{POWER:.0%}.",
-        "McNemar: exact, two-sided, whether the two err equally often; one p per seed, in the order of the seeds, for "
-        "these trained models. Uncorrected; the CSV has Holm's as well.",
+        *family,
+        "Intervals (95 %) and p hold for other seeds and other eval rows; with one seed, only for other rows.",
+        f"p (TOST) below {ALPHA:g} shows that a difference is within ± {margin}, the margin of equivalence that the "
+        "original study protocol sets.",
+        f"detectable: the smallest true difference, in {metric.difference_unit}, that the study finds with a "
+        f"probability of {POWER:.0%}.",
+        "McNemar: exact two-sided p that both err equally often, one per seed. It holds for these trained models only. "
+        "It is uncorrected; the CSV file also has Holm's correction.",
     ]
 
 
 def _units(metrics: Iterable[Metric], percent: str) -> str:
-    """The units of metrics in words: `percent` for those in %, the others each by its title."""
+    """Return the units of metrics in words: `percent` for those in %, the others each with its title."""
     others = [f"{metric.unit or 'units'} of {metric.title}" for metric in metrics if metric.unit != "%"]
-    return f"{percent}, and {listed(others)}" if others else percent
+    return f"{percent}, and {join_words(others)}" if others else percent
 
 
 def _capitalized(text: str) -> str:
@@ -262,34 +262,34 @@ def _capitalized(text: str) -> str:
 
 
 def sweep_section(study: Study) -> Section | None:
-    """Masks of many sizes."""
+    """Show masks of many sizes."""
     points = study.sweeps
     if points.empty:
         return None
-    titles = listed(metric.title for metric in METRICS.values() if metric.in_sweeps)
+    titles = join_words(metric.title for metric in METRICS.values() if metric.in_sweeps)
     notes = [
-        "Every mask comes from the same gradient and trains nothing. The changes are of the training loss on the "
-        f"gradient's own samples; {titles} are those of the dev split. A point on the dotted diagonal changed the loss "
-        "as predicted: larger masks lie farther from the diagonal.",
+        "Every mask comes from the same gradient, and nothing is trained.",
+        f"Changes are of the training loss on the samples of the gradient; {titles} are measured on dev.",
+        "A point on the dotted diagonal changed the loss as predicted. Larger masks lie farther from the diagonal.",
     ]
     return Section(
         "Masks of many sizes",
         notes,
         [Table("sweep", "Masks of a sweep, means over seeds", tables.show_sweep(points), points)],
         [
-            Picture("predicted", "Predicted against measured change of the loss", figures.draw_predictions(points)),
+            Picture("predicted", "Predicted against measured change of the loss", figures.draw_loss_changes(points)),
             Picture("fractions", f"Dev {titles} by masked fraction", figures.draw_fractions(points)),
         ],
     )
 
 
 def mask_sections(study: Study) -> list[Section]:
-    """Where the masks lie, and what they share."""
-    made = find_masks(study.results)
-    if made.empty:
+    """Show where the masks lie, and what they have in common."""
+    masks = find_masks(study.results)
+    if masks.empty:
         return []
-    counted = shares(first_seed(made))
-    notes = ["The first seed of each dataset; arms with equal masks (the same digest) are shown once, by the first."]
+    counted = masked_shares(of_first_seed(masks))
+    notes = ["Only the first seed of each dataset is shown. Of arms with equal masks, only the first is shown."]
     where = Section(
         "Where the masks lie",
         notes,
@@ -299,67 +299,70 @@ def mask_sections(study: Study) -> list[Section]:
             for index, (name, group) in enumerate(counted.groupby("dataset", sort=False))
         ],
     )
-    return [where, *_shared(study, overlaps(made))]
+    return [where, *_shared(study, mask_overlaps(masks))]
 
 
 def _shared(study: Study, pairs: pd.DataFrame) -> list[Section]:
     if pairs.empty:
         return []
-    compared = list(dict.fromkeys(informed(study.results)["arm"]))
+    compared = list(dict.fromkeys(informed_conditions(study.results)["arm"]))
     notes = [
-        "Jaccard: weights in both masks over weights in either. By chance: what two random masks of these sizes have.",
-        f"Pairs of arms are of the first seed; pairs of seeds and of datasets are of {listed(compared)}.",
+        "Jaccard: the weights in both masks divided by the weights in either. By chance: the same for random masks of "
+        "these sizes.",
+        f"Pairs of arms are from the first seed. Pairs of seeds and of datasets are masks of {join_words(compared)}.",
     ]
     by_arm, others = pairs[pairs["between"] == "arms"], pairs[pairs["between"] != "arms"]
-    drawn = []
+    pictures = []
     if len(by_arm):
-        drawn.append(Picture("overlap_arms", "Jaccard of the arms' masks", figures.draw_arm_overlaps(by_arm)))
+        pictures.append(Picture("overlap_arms", "Jaccard of the arms' masks", figures.draw_arm_overlaps(by_arm)))
     if len(others):
-        caption = f"Jaccard of the masks of {listed(compared)} between seeds and datasets"
-        figure = figures.draw_other_overlaps(others, study.looks[compared[0]].color)
-        drawn.append(Picture("overlap_seeds", caption, figure))
+        caption = f"Jaccard of the masks of {join_words(compared)} between seeds and datasets"
+        figure = figures.draw_other_overlaps(others, study.styles[compared[0]].color)
+        pictures.append(Picture("overlap_seeds", caption, figure))
     table = Table("overlaps", "Overlap of masks", tables.show_overlaps(pairs), pairs)
-    return [Section("What the masks have in common", notes, [table], drawn)]
+    return [Section("What the masks have in common", notes, [table], pictures)]
 
 
 def training_section(study: Study) -> Section | None:
-    """Learning curves."""
+    """Show learning curves."""
     curves = study.curves
     if curves.empty:
         return None
-    notes = ["Steps are counted from 1. Arms that do not train have no curve. The CSV holds every point logged."]
+    notes = ["Steps are counted from 1. Arms that do not train have no curve. The CSV file has every logged point."]
     caption = f"Dev {METRICS[HEADLINE].title} and training loss by step, one line per seed"
     return Section(
         "Learning curves",
         notes,
         [Table("curves", "How long the arms trained", tables.show_training(curves, study.summary), curves)],
-        [Picture("curves", caption, figures.draw_curves(curves, study.looks))],
+        [Picture("curves", caption, figures.draw_curves(curves, study.styles))],
     )
 
 
 def costs_section(study: Study) -> Section:
-    """Cost against the headline metric."""
+    """Show the headline metric against cost."""
     notes = [
-        "fit: training and, for masks, the gradient, selection and measurement. A gradient that several arms shared "
-        "counts in full for each of them. Memory is that of the GPU, or of the process where there is none. Arms that "
-        "read features another arm had computed are faster than alone.",
+        "fit: training and, for arms that mask, the gradient, the selection and the measurement.",
+        "A gradient that several arms share counts in full for each of them.",
+        "An arm that reads features computed for another arm is faster than it would be alone.",
+        "Memory is the peak of the GPU, or of the process if there is no GPU.",
     ]
     table = Table("costs", "Means over seeds", tables.show_costs(study.summary), study.summary)
     title = METRICS[HEADLINE].title
-    picture = Picture("costs", f"{_capitalized(title)} against cost", figures.draw_costs(study.summary, study.looks))
+    picture = Picture("costs", f"{_capitalized(title)} against cost", figures.draw_costs(study.summary, study.styles))
     return Section(f"Cost and {title}", notes, [table], [picture])
 
 
 def expected_section(study: Study) -> Section:
-    """The source document's expectation and what was measured."""
-    same = "the same" if study.backbones == BACKBONE else "another one, so the columns do not answer each other"
-    notes = [f"The source document expects this of {BACKBONE}; ours ran on {study.backbones}: {same}.", *REASONS]
-    table = Table("expected", figures.title_of(METRICS[HEADLINE]), show_expected(study.summary))
-    return Section("What the source document expects", notes, [table])
+    """Compare the expectation of the original study protocol with what was measured."""
+    notes = [f"The original study protocol expects these values of {PROTOCOL_BACKBONE}.", *EXPECTATION_NOTES]
+    if study.backbones != PROTOCOL_BACKBONE:
+        notes.insert(1, f"Our values are from {study.backbones}, so the two cannot be compared.")
+    table = Table("expected", figures.axis_title(METRICS[HEADLINE]), show_expected(study.summary))
+    return Section("What the original study protocol expects", notes, [table])
 
 
 def protocol_section(study: Study) -> Section:
-    """Splits, sizes, fingerprints, versions, devices and precision."""
+    """Show splits, sizes, fingerprints, versions, devices and precision."""
     rows = [
         {
             "dataset": row.dataset,
@@ -371,7 +374,7 @@ def protocol_section(study: Study) -> Section:
         for row in study.results.drop_duplicates(["dataset", "seed", "dataset_fingerprint"]).itertuples()
     ]
     data = Table("protocol", "Data", pd.DataFrame(rows).astype(str))
-    note = OPTIMISTIC if (study.results["early_stop_on"] == "eval").any() else ONCE
+    note = OPTIMISTIC_NOTE if (study.results["early_stop_on"] == "eval").any() else EVAL_READ_ONCE_NOTE
     return Section("Protocol", [note], [data, _made_with(study)])
 
 
@@ -397,4 +400,4 @@ SECTIONS: list[Callable[[Study], Section | list[Section] | None]] = [
     expected_section,
     protocol_section,
 ]
-"""In the order of the page; what has nothing to show returns None or an empty list."""
+"""The sections in the order of the page; one with nothing to show returns None or an empty list."""

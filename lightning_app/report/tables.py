@@ -1,4 +1,4 @@
-"""Each table as it is shown, in words. What is shown is rounded; the CSV files hold the numbers themselves."""
+"""The tables as text, with rounded numbers; the CSV files have the full numbers."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,20 +12,20 @@ from lightning_app.results.metrics import HEADLINE, METRICS
 from lightning_app.results.statistics import Difference, half_width
 from lightning_app.results.verdict import Verdict
 
-RECORDED = (
+RECORDED_NUMBERS = (
     *("trainable_parameters", "masked_parameters", "predicted_change", "measured_change"),
     *("fit_seconds", "total_seconds", "peak_memory_bytes", "optimisation_steps", "epochs"),
 )
-WORDS = {
+OUTCOME_TEXTS = {
     "helps": "masking helps",
     "hurts": "masking hurts",
     "no difference": "masking makes no difference",
-    "cannot tell": "it cannot be told whether masking helps",
+    "cannot tell": "it is unclear whether masking helps",
 }
 
 
 def summarize(results: pd.DataFrame) -> pd.DataFrame:
-    """One row per dataset and arm: the mean over seeds, and the half width of its 95 % interval.
+    """Return one row per dataset and arm: mean over seeds, and half the width of its 95 % interval.
 
     Args:
         results: One row per condition, as `load_results` gives it.
@@ -35,71 +35,71 @@ def summarize(results: pd.DataFrame) -> pd.DataFrame:
         half width from Student's t over the seeds (NaN with one seed); and the means of other recorded numbers.
     """
     rows = []
-    for (dataset, arm), group in results.reindex(columns=[*results, *set(RECORDED) - {*results}]).groupby(
+    for (dataset, arm), group in results.reindex(columns=[*results, *set(RECORDED_NUMBERS) - {*results}]).groupby(
         ["dataset", "arm"], sort=False
     ):
         row = {"dataset": dataset, "arm": arm, "seeds": len(group)}
         for name, metric in METRICS.items():
             if metric.in_tables or metric.in_figures or name == HEADLINE:
                 row[name], row[f"{name}_half"] = group[name].mean(), half_width(group[name])
-        rows.append(row | {name: group[name].mean() for name in RECORDED})
+        rows.append(row | {name: group[name].mean() for name in RECORDED_NUMBERS})
     return pd.DataFrame(rows)
 
 
 def comparison_table(results: pd.DataFrame) -> str:
-    """The arms side by side, as a Markdown table.
+    """Return the arms side by side, as a Markdown table.
 
-    `predicted` and `measured` are changes of the training loss (nats a sample) by zeroing the masked weights.
+    `predicted` and `measured` are changes of the training loss when the masked weights are zeroed, in nats per sample.
     """
     return markdown.table(show_arms(summarize(results)))
 
 
 def show_arms(summary: pd.DataFrame) -> pd.DataFrame:
-    """The summary in words."""
+    """Tabulate the result of `summarize`."""
     table = summary[["dataset", "arm", "seeds"]].copy()
     for name, metric in METRICS.items():
         if metric.in_tables:
-            table[metric.heading] = interval(summary, name)
+            table[metric.heading] = show_interval(summary, name)
     table["trained"] = summary["trainable_parameters"].map(show_count)
     table["masked"] = summary["masked_parameters"].map(show_count)
-    table["predicted"] = summary["predicted_change"].map(signed)
-    table["measured"] = summary["measured_change"].map(signed)
+    table["predicted"] = summary["predicted_change"].map(show_change)
+    table["measured"] = summary["measured_change"].map(show_change)
     table["seconds"] = summary["total_seconds"].map("{:.0f}".format)
     return table
 
 
-def interval(summary: pd.DataFrame, metric: str) -> list[str]:
-    """Of each row `mean ± half` of a metric, or the mean alone."""
+def show_interval(summary: pd.DataFrame, metric: str) -> list[str]:
+    """Return `mean ± half` of a metric for each row, or the mean alone."""
     show, pairs = METRICS[metric].show, zip(summary[metric], summary[f"{metric}_half"], strict=True)
     return [show(mean) if pd.isna(half) else f"{show(mean)} ± {show(half)}" for mean, half in pairs]
 
 
 def show_count(value: float) -> str:
-    """A number of weights."""
+    """Return a number of weights as text."""
     return "" if pd.isna(value) else f"{value:,.0f}"
 
 
-def signed(value: float) -> str:
-    """A change of the loss."""
+def show_change(value: float) -> str:
+    """Return a change of the loss as text."""
     return "" if pd.isna(value) else f"{value:+.3f}"
 
 
-def p_value(value: float) -> str:
-    """A p-value to two digits."""
+def show_p_value(value: float) -> str:
+    """Return a p-value as text with two digits."""
     if pd.isna(value):
         return ""
     return "< 0.0001" if value < 1e-4 else f"{value:.2g}"
 
 
 def show_verdicts(verdicts: Sequence[Verdict], gaps: dict[tuple[str, str], str]) -> pd.DataFrame:
-    """One verdict per dataset and arm that has a control, or what is missing for it."""
-    rows = [(each.dataset, each.arm, WORDS[each.outcome], each.reason) for each in verdicts]
+    """Tabulate the verdict on each dataset and arm that has a control, or what is missing for one."""
+    rows = [(each.dataset, each.arm, OUTCOME_TEXTS[each.outcome], each.reason) for each in verdicts]
     rows += [(dataset, arm, "none", gap) for (dataset, arm), gap in gaps.items()]
     return pd.DataFrame(rows, columns=["dataset", "arm", "verdict", "why"])
 
 
 def show_differences(differences: Sequence[Difference]) -> pd.DataFrame:
-    """Differences by the headline metric."""
+    """Tabulate differences of the headline metric."""
     metric = METRICS[HEADLINE]
     rows = [
         {
@@ -109,11 +109,11 @@ def show_differences(differences: Sequence[Difference]) -> pd.DataFrame:
             "seeds": str(len(each.seeds)),
             metric.difference_unit: f"{metric.scale * each.estimate:+.2f}",
             "95 % interval": f"{metric.scale * each.low:+.2f} to {metric.scale * each.high:+.2f}",
-            "p": p_value(each.p_value),
-            "p (Holm)": p_value(each.p_holm),
-            "p (TOST)": p_value(each.p_equivalence),
+            "p": show_p_value(each.p_value),
+            "p (Holm)": show_p_value(each.p_holm),
+            "p (TOST)": show_p_value(each.p_equivalence),
             "detectable": f"{metric.scale * each.smallest_detectable:.2f}",
-            "McNemar p by seed": ", ".join(map(p_value, each.mcnemar)),
+            "McNemar p by seed": ", ".join(map(show_p_value, each.mcnemar)),
             "status": "declared" if each.declared else "exploratory",
         }
         for each in differences
@@ -123,7 +123,7 @@ def show_differences(differences: Sequence[Difference]) -> pd.DataFrame:
 
 
 def show_other_differences(differences: Sequence[Difference]) -> pd.DataFrame:
-    """Differences by the other metrics, one column each."""
+    """Tabulate differences of the other metrics, one column each."""
     table: dict[tuple[str, str, str], dict[str, str]] = {}
     for each in differences:
         if each.metric != HEADLINE:
@@ -135,7 +135,7 @@ def show_other_differences(differences: Sequence[Difference]) -> pd.DataFrame:
 
 
 def difference_numbers(differences: Sequence[Difference]) -> pd.DataFrame:
-    """Every number of every difference; those by seed in one cell, separated by spaces."""
+    """Tabulate every number of every difference; numbers by seed are in one cell, separated by spaces."""
     joined = [
         {key: " ".join(map(str, value)) if isinstance(value, tuple) else value for key, value in asdict(each).items()}
         for each in differences
@@ -144,7 +144,7 @@ def difference_numbers(differences: Sequence[Difference]) -> pd.DataFrame:
 
 
 def show_intervals(intervals: pd.DataFrame) -> pd.DataFrame:
-    """Mean and interval of every metric, one column each."""
+    """Tabulate mean and interval of every metric, one column each."""
     ends = intervals[["mean", "low", "high"]].mul(intervals["metric"].map(lambda name: METRICS[name].scale), axis=0)
     texts = [
         f"{mean:.2f}" if pd.isna(low) else f"{mean:.2f} ({low:.2f} to {high:.2f})"
@@ -156,8 +156,8 @@ def show_intervals(intervals: pd.DataFrame) -> pd.DataFrame:
 
 
 def show_sweep(points: pd.DataFrame) -> pd.DataFrame:
-    """The masks of sweeps, means over the seeds."""
-    means = mean_points(points)
+    """Tabulate the masks of sweeps, means over seeds."""
+    means = mean_over_seeds(points)
     table = means[["dataset", "arm", "score", "tail"]].copy()
     table["fraction %"] = means["fraction"].map(lambda value: f"{100 * value:g}")
     table["masked"] = means["num_masked"].map(show_count)
@@ -171,14 +171,14 @@ def show_sweep(points: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def mean_points(points: pd.DataFrame) -> pd.DataFrame:
-    """One row per mask of a sweep, averaged over the seeds."""
+def mean_over_seeds(points: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per mask of a sweep, averaged over seeds."""
     keys = ["dataset", "arm", "score", "tail", "fraction"]
     return points.groupby(keys, sort=False).mean(numeric_only=True).reset_index()
 
 
 def show_shares(shares: pd.DataFrame) -> pd.DataFrame:
-    """The share masked of each projection, over all layers."""
+    """Tabulate the masked share of each projection, over all layers."""
     keys = ["dataset", "arm", "projection"]
     sums = shares.groupby(keys, sort=False)[["masked", "candidates"]].sum()
     percent = (100 * sums["masked"] / sums["candidates"]).map("{:.2f}".format).unstack("projection", sort=False)
@@ -187,7 +187,7 @@ def show_shares(shares: pd.DataFrame) -> pd.DataFrame:
 
 
 def show_overlaps(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Overlaps, and what chance gives."""
+    """Tabulate overlaps, and what chance gives."""
     table = pairs[["between", "dataset", "one", "other"]].copy()
     table["in both"], table["in either"] = pairs["intersection"].map(show_count), pairs["union"].map(show_count)
     table["Jaccard"], table["by chance"] = pairs["jaccard"].map("{:.4f}".format), pairs["chance"].map("{:.4f}".format)
@@ -195,7 +195,7 @@ def show_overlaps(pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def show_training(curves: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
-    """How long each arm trained, and the best value of the headline metric on dev."""
+    """Tabulate how long each arm trained, and the best value of the headline metric on dev."""
     metric = METRICS[HEADLINE]
     dev = curves[curves["curve"] == DEV_CURVE].groupby(["dataset", "arm", "seed"])["value"]
     by_seed = dev.max() if metric.higher_is_better else dev.min()
@@ -211,7 +211,7 @@ def show_training(curves: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def show_costs(summary: pd.DataFrame) -> pd.DataFrame:
-    """What each arm costs, and its headline metric."""
+    """Tabulate the cost of each arm and its headline metric."""
     table = summary[["dataset", "arm"]].copy()
     table[METRICS[HEADLINE].heading] = summary[HEADLINE].map(METRICS[HEADLINE].show)
     table["trained"] = summary["trainable_parameters"].map(show_count)

@@ -1,4 +1,4 @@
-"""Which arms a study compares: from what each arm's record says of it, never from its name."""
+"""Which arms a study compares, decided by the arms' records and never by their names."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ class Design:
 
     @classmethod
     def of(cls, results: pd.DataFrame) -> "Design":
-        """The design of a study, given one row per condition with `arm`, `role`, `starts_from` and `control`."""
+        """Derive the design from one row per condition with `arm`, `role`, `starts_from` and `control`."""
         arms = results.drop_duplicates("arm").set_index("arm")
         starts, controls = ({**arms[name].dropna()} for name in ("starts_from", "control"))
         common = [arm for arm, _ in Counter(starts.values()).most_common(1)]
@@ -44,13 +44,13 @@ class Design:
         Holm's correction is taken over all of them in every dataset of the study; every other comparison is
         exploratory.
         """
-        return [pair for arm in self.controls for pair in self.claim(arm)]
+        return [pair for arm in self.controls for pair in self.verdict_pairs(arm)]
 
     @property
     def pairs(self) -> list[Pair]:
         """All comparisons, the declared ones first."""
         return list(dict.fromkeys([*self.declared, *self.references.items()]))
 
-    def claim(self, arm: str) -> tuple[Pair, Pair]:
-        """The two comparisons of an arm that has a control."""
+    def verdict_pairs(self, arm: str) -> tuple[Pair, Pair]:
+        """Return the two comparisons that the verdict on an arm is based on."""
         return (arm, self.references[arm]), (arm, self.controls[arm])

@@ -23,7 +23,7 @@ RERUN = "Run the condition again with --overwrite."
 
 
 def check_name(what: str, name: str | None) -> str:
-    """Returns a name if it is fit for a folder of results: it must not lead to another place.
+    """Return a name if it is fit for a folder of results: it must not lead to another place.
 
     Raises:
         UsageError: If it is not the name of one file or folder.
@@ -37,13 +37,13 @@ def check_name(what: str, name: str | None) -> str:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name is that of one file or folder, on every system."""
+    """Return whether a name is that of one file or folder, on every system."""
     is_printable = name.isprintable() and name == name.strip() and name not in ("", "..")
     return is_printable and all(kind(name).name == name for kind in (PurePosixPath, PureWindowsPath))
 
 
-def own_folder(path: Path) -> Path:
-    """Makes a folder for the files of a report.
+def make_report_folder(path: Path) -> Path:
+    """Make a folder for the files of a report.
 
     Raises:
         UsageError: If the folder is a symbolic link: the files would be written to another place.
@@ -55,7 +55,7 @@ def own_folder(path: Path) -> Path:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it, unless they exist.
+    """Make a folder and those above it, unless they exist.
 
     Raises:
         OSError: If it cannot be made; it names the folder.
@@ -67,30 +67,29 @@ def make_folder(path: Path) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON object atomically."""
-    text = json.dumps(content, indent=2, allow_nan=True) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Write a JSON object atomically."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=True) + "\n")
 
 
 def write_parquet(path: Path, table: "pyarrow.Table") -> None:
-    """Writes a Parquet file atomically, with one checksum per page."""
+    """Write a Parquet file atomically, with one checksum per page."""
     from pyarrow.parquet import write_table
 
     write_atomically(path, lambda temporary: write_table(table, temporary, write_page_checksum=True))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically."""
+    """Write a text file atomically."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file atomically."""
+    """Write a file atomically."""
     write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes a file under a temporary name, and renames it once it is whole and on the disk.
+    """Write a file under a temporary name, and rename it once it is whole and on the disk.
 
     Args:
         path: The file; its folder is made if missing.
@@ -115,7 +114,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Checks that a file can be written, by making and removing another one in the same folder.
+    """Check that a file can be written, by making and removing another one in the same folder.
 
     Raises:
         OSError: If nothing can be written; it names the file.
@@ -131,7 +130,7 @@ def check_writable(path: Path) -> None:
 
 @contextmanager
 def new_folder(path: Path, overwrite: bool, known_by: str) -> Iterator[Path]:
-    """Yields a temporary folder, which is renamed to `path` at the end, or deleted after an error.
+    """Yield a temporary folder, which is renamed to `path` at the end, or deleted after an error.
 
     Args:
         path: The folder; if it exists it must be empty.
@@ -166,7 +165,7 @@ def new_folder(path: Path, overwrite: bool, known_by: str) -> Iterator[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
+    """Read a JSON object.
 
     Raises:
         FileNotFoundError: If there is no file.

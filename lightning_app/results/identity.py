@@ -1,4 +1,4 @@
-"""What a condition is called, and what its arm is: data that the user gives, recorded as given."""
+"""The name of a condition and the description of its arm, recorded as the user gave them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,13 +11,13 @@ class Arm:
     """One way to adapt the model, as its configuration describes it.
 
     Attributes:
-        name: What results call it.
+        name: Its name in results.
         role: What kind of arm it is. `baseline` trains a head that others may start from, `mask` masks weights,
             `adapter` and `full` train more than the head, `sweep` measures many masks and is in no table of arms.
         starts_from: The arm whose head it starts from; None starts from a new head.
-        control: The arm that a verdict compares it with, besides the one it starts from; None asks for no verdict.
+        control: The arm that its verdict compares it with, besides the one it starts from; None: no verdict.
         overlay: Name of the file in `configs/tune` that was laid over the arm; it becomes part of the label.
-        color: Color in figures, as matplotlib reads it; None picks one by the name.
+        color: Color in figures, as matplotlib reads it; None: chosen by the name.
     """
 
     name: str

@@ -1,17 +1,18 @@
-"""The registry of metrics, which records, statistics, tables, figures, dashboards and cards iterate over.
+"""The registry of metrics. Records, statistics, tables, figures, dashboards and model cards iterate over it.
 
-Metrics are computed only here, from predictions. torch is imported where it is used: the process that starts others
-reads records, but must not load it.
+Metrics are computed only here, from predictions. torch is imported inside the functions: the process that starts the
+others reads records, and must not load it.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import inf, isinf
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_app.results import influence
+from lightning_app.results.row_values import ECE_BINS, row_accuracy, row_ece, row_macro_f1, row_nll
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Metric:
-    """What is measured, and how it is shown.
+    """A measure of predictions, and how it is shown.
 
     Attributes:
         name: Its key in records, logs and tables of numbers.
@@ -29,10 +30,10 @@ class Metric:
         decimals: Digits after the point in tables.
         higher_is_better: Which way is better.
         function: From labels [rows] and logits [rows, classes] to a scalar.
-        influence: From labels [rows] and log-probabilities [rows, classes] to one value per row: the metric plus the
-            row's first-order effect on it. The standard errors of differences come from these; without it they come
-            from a jackknife of `function`.
-        is_proportion: Whether `influence` gives 1 for each row that is right and 0 for each other: McNemar's test
+        row_values: From labels [rows] and log-probabilities [rows, classes] to one value per row: the metric plus the
+            row's first-order effect on it. Their mean is the metric, and their spread gives the standard errors of
+            differences. Without a function they come from a jackknife of `function`.
+        is_proportion: Whether the row values are 1 for each correct row and 0 for the others; McNemar's test then
             applies.
         low: The smallest possible value.
         high: The largest. NaN is accepted where it is infinite: models diverge.
@@ -48,7 +49,7 @@ class Metric:
     decimals: int
     higher_is_better: bool
     function: Callable[["Tensor", "Tensor"], "Tensor"]
-    influence: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    row_values: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
     is_proportion: bool = False
     low: float = -inf
     high: float = inf
@@ -77,74 +78,68 @@ class Metric:
         return "max" if self.higher_is_better else "min"
 
     def admits(self, value: float) -> bool:
-        """Whether a value is possible."""
+        """Return whether a value is possible."""
         return self.low <= value <= self.high or (value != value and isinf(self.high))
 
     def show(self, value: float) -> str:
-        """The value in words, without its unit; nothing for a value that was not recorded."""
+        """Return the value as text without its unit; empty if it was not recorded."""
         return "" if np.isnan(value) else f"{self.scale * value:.{self.decimals}f}"
 
     def describe(self, value: float) -> str:
-        """The value as a phrase: `accuracy 74.0%`, `NLL 0.512 nats`."""
+        """Return the value as a phrase: `accuracy 74.0%`, `NLL 0.512 nats`."""
         return f"{self.title} {self.show(value)} {self.unit}".rstrip().replace(" %", "%")
 
 
 def accuracy(labels: "Tensor", logits: "Tensor") -> "Tensor":
-    """Share of the rows whose largest logit is that of the label."""
+    """Return the share of the rows whose largest logit is that of the label."""
     from torchmetrics.functional.classification import multiclass_accuracy
 
     return multiclass_accuracy(logits, labels, logits.shape[1], average="micro")
 
 
 def macro_f1(labels: "Tensor", logits: "Tensor") -> "Tensor":
-    """Mean of the classes' F1; classes that are neither a label nor predicted do not count."""
+    """Return the mean of the classes' F1; classes that are neither a label nor predicted do not count."""
     from torchmetrics.functional.classification import multiclass_f1_score
 
     return multiclass_f1_score(logits, labels, logits.shape[1], average="macro")
 
 
 def nll(labels: "Tensor", logits: "Tensor") -> "Tensor":
-    """Mean negative log-likelihood of the labels, in nats."""
+    """Return the mean negative log-likelihood of the labels, in nats."""
     from torch.nn.functional import cross_entropy
 
     return cross_entropy(logits, labels)
 
 
 def ece(labels: "Tensor", logits: "Tensor") -> "Tensor":
-    """Expected calibration error: 15 bins of equal width, l1 norm (Guo et al., 2017, equation 3)."""
+    """Return the expected calibration error: 15 bins of equal width, l1 norm (Guo et al., 2017, equation 3)."""
     from torchmetrics.functional.classification import multiclass_calibration_error
 
     # torchmetrics would give confidences of exactly 1 a bin of their own, beyond the last
     probabilities = logits.softmax(-1).clamp(max=1 - 2**-24)
-    return multiclass_calibration_error(probabilities, labels, logits.shape[1], n_bins=influence.ECE_BINS)
+    return multiclass_calibration_error(probabilities, labels, logits.shape[1], n_bins=ECE_BINS)
 
+
+_percentage = partial(Metric, unit="%", scale=100, decimals=1, low=0)
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric(
+        _percentage(
             name="accuracy",
             title="accuracy",
-            unit="%",
-            scale=100,
-            decimals=1,
             higher_is_better=True,
             function=accuracy,
-            influence=influence.row_accuracy,
+            row_values=row_accuracy,
             is_proportion=True,
-            low=0,
             high=1,
         ),
-        Metric(
+        _percentage(
             name="macro_f1",
             title="macro-F1",
-            unit="%",
-            scale=100,
-            decimals=1,
             higher_is_better=True,
             function=macro_f1,
-            influence=influence.row_macro_f1,
-            low=0,
+            row_values=row_macro_f1,
             high=1,
             in_sweeps=False,
         ),
@@ -156,20 +151,16 @@ METRICS: dict[str, Metric] = {
             decimals=3,
             higher_is_better=False,
             function=nll,
-            influence=influence.row_nll,
+            row_values=row_nll,
             low=0,
             in_figures=False,
         ),
-        Metric(
+        _percentage(
             name="ece",
             title="ECE",
-            unit="%",
-            scale=100,
-            decimals=1,
             higher_is_better=False,
             function=ece,
-            influence=influence.row_ece,
-            low=0,
+            row_values=row_ece,
             in_tables=False,
             in_figures=False,
             in_sweeps=False,
@@ -181,7 +172,7 @@ HEADLINE = "accuracy"
 
 
 def compute_metrics(labels: "Tensor", logits: "Tensor") -> dict[str, float]:
-    """Every metric of the registry.
+    """Return every metric of the registry.
 
     Args:
         labels: Classes [rows], from 0.

@@ -14,9 +14,9 @@ from scipy.special import log_softmax
 
 from lightning_app.errors import UsageError
 from lightning_app.results.files import METRICS_FILE, PREDICTIONS_FILE, RERUN
-from lightning_app.results.influence import jackknife
 from lightning_app.results.metrics import METRICS, Metric, compute_metrics
 from lightning_app.results.records import read_metrics
+from lightning_app.results.row_values import jackknife
 
 
 class DivergedError(UsageError):
@@ -55,7 +55,7 @@ def evaluate(
     logits: np.ndarray,
     recorded: Mapping[str, float] | None = None,
 ) -> Evaluation:
-    """Measures the predictions of a condition by every metric.
+    """Compute every metric, and its row values, from the predictions of a condition.
 
     Args:
         dataset: Its name.
@@ -90,7 +90,7 @@ def evaluate(
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """Measures the predictions in the folder of a condition.
+    """Read and evaluate the predictions in the folder of a condition.
 
     Raises:
         UsageError: If a file is missing, damaged or lacks what is needed, the two disagree, or as `evaluate` does.
@@ -107,7 +107,7 @@ def read_evaluation(folder: Path) -> Evaluation:
 
 
 def stored_metrics(folder: Path) -> dict[str, float]:
-    """Every metric of the registry, from the predictions in the folder of a condition.
+    """Return every metric of the registry, computed from the predictions in the folder of a condition.
 
     Raises:
         UsageError: If they are missing or damaged.
@@ -117,7 +117,7 @@ def stored_metrics(folder: Path) -> dict[str, float]:
 
 
 def read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows [n], labels [n] and logits [n, classes] of a file, which must have the types that a run writes.
+    """Read rows [n], labels [n] and logits [n, classes]; a file must have the types that a run writes.
 
     Raises:
         UsageError: If the file is damaged.
@@ -145,7 +145,7 @@ def read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _checked(
     where: str, rows: np.ndarray, labels: np.ndarray, logits: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The rows in ascending order, with logits as float32."""
+    """Return the rows in ascending order, with logits as float32."""
     is_whole = all(np.issubdtype(column.dtype, np.integer) for column in (rows, labels))
     if logits.ndim != 2 or not rows.shape == labels.shape == logits.shape[:1] or not rows.size or not is_whole:
         raise UsageError(
@@ -170,7 +170,7 @@ def _measure(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
 
 
 def _check_agreement(where: str, metrics: Mapping[str, float], recorded: Mapping[str, float]) -> None:
-    """Raises UsageError unless predictions give the metrics that were recorded: sums may differ by their order."""
+    """Raise `UsageError` unless predictions give the recorded metrics, up to the order of sums."""
     for name, value in recorded.items():
         if not np.isclose(metrics[name], value, rtol=1e-5, atol=1e-6, equal_nan=True):
             raise UsageError(f"{where} gives {name} {metrics[name]:.6g}, but {METRICS_FILE} has {value:.6g}. {RERUN}")
@@ -179,7 +179,7 @@ def _check_agreement(where: str, metrics: Mapping[str, float], recorded: Mapping
 def _row_values(
     metric: Metric, rows: np.ndarray, labels: np.ndarray, logits: np.ndarray, log_probabilities: np.ndarray
 ) -> np.ndarray:
-    if metric.influence is not None:
-        return metric.influence(labels, log_probabilities)
+    if metric.row_values is not None:
+        return metric.row_values(labels, log_probabilities)
     function, targets, scores = metric.function, torch.from_numpy(labels), torch.from_numpy(logits)
     return jackknife(rows, lambda chosen: float(function(targets[chosen], scores[chosen])))

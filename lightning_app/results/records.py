@@ -19,7 +19,7 @@ def _printable(text: str) -> str:
     return text
 
 
-def _ordinary(value: float) -> float:
+def _of_ordinary_size(value: float) -> float:
     if not abs(value) < 1e300:  # NaN is not either; what is larger would overflow in sums
         raise ValueError("Input should be a finite number of ordinary size")
     return value
@@ -27,12 +27,12 @@ def _ordinary(value: float) -> float:
 
 Text = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_printable)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
-Number = Annotated[float, AfterValidator(_ordinary)]
+Number = Annotated[float, AfterValidator(_of_ordinary_size)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Trains = Literal["none", "head", "adapter", "all"]
 
 
-class Fit(TypedDict, total=False):
+class FitFields(TypedDict, total=False):
     """What every fit leaves for its evaluation."""
 
     trainable_parameters: Count
@@ -42,7 +42,7 @@ class Fit(TypedDict, total=False):
     fit_peak_memory_bytes: Count
 
 
-class Masking(TypedDict, total=False):
+class MaskingFields(TypedDict, total=False):
     """What a fit also leaves if it made a mask."""
 
     masked_parameters: Count
@@ -54,11 +54,11 @@ class Masking(TypedDict, total=False):
     mask_digest: Digest
 
 
-class MaskedFit(Fit, Masking, total=False):
+class MaskedFit(FitFields, MaskingFields, total=False):
     """All that a fit may leave."""
 
 
-class Evaluated(TypedDict):
+class EvaluationRecord(TypedDict):
     """What an evaluation leaves, besides the metrics and what its fit left."""
 
     dataset: Text
@@ -82,29 +82,29 @@ class Evaluated(TypedDict):
     backbone_fingerprint: Digest
 
 
-class Typed(TypedDict):
-    """What the user called a dataset and an arm on the command line: the name of a file, or a path."""
+class TypedNames(TypedDict):
+    """What the user typed for a dataset and an arm on the command line: the name of a shipped file, or a path."""
 
     dataset: str
     arm: str
 
 
-class Settings(TypedDict):
+class ConditionSettings(TypedDict):
     """What decides a condition's result."""
 
     configs: list[dict[str, Any]]
     overrides: list[str]
 
 
-class MadeUnder(TypedDict):
-    """Under which settings a condition was made."""
+class ConditionRecord(TypedDict):
+    """What an experiment or a fit records of a condition: its settings and their digest."""
 
     digest: Digest
-    settings: Settings
-    typed: NotRequired[Typed]
+    settings: ConditionSettings
+    typed: NotRequired[TypedNames]
 
 
-class Point(TypedDict):
+class SweepPointRecord(TypedDict):
     """A mask of a sweep, without its metrics on dev."""
 
     score: Text
@@ -115,7 +115,7 @@ class Point(TypedDict):
     measured_change: Number
 
 
-class SweepFile(TypedDict):
+class SweepRecord(TypedDict):
     """A sweep: the metrics on dev without a mask, and one object per mask."""
 
     baseline: dict[str, Any]
@@ -123,7 +123,7 @@ class SweepFile(TypedDict):
 
 
 def read_metrics(file: Path) -> dict[str, Any]:
-    """The known fields of the `metrics.json` of a complete condition; a metric that it does not have is left out.
+    """Return the known fields of the `metrics.json` of a complete condition; metrics may be missing.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -131,7 +131,7 @@ def read_metrics(file: Path) -> dict[str, Any]:
             `fit.json`.
     """
     content = read_json(file)
-    record = _checked(file, content, Evaluated) | _checked(file, content, MaskedFit) | _metrics(file, content)
+    record = _checked(file, content, EvaluationRecord) | _checked(file, content, MaskedFit) | _metrics(file, content)
     name = f"{record['arm']}/seed{record['seed']}"
     if name != f"{file.parents[1].name}/{file.parent.name}":
         raise UsageError(f"{file} is the record of {name}, not of its folder. {RERUN}")
@@ -147,7 +147,7 @@ def read_metrics(file: Path) -> dict[str, Any]:
 
 
 def read_fit(file: Path) -> dict[str, Any]:
-    """What a fit left for its evaluation; empty if there was no fit.
+    """Return what a fit left for its evaluation; empty if there was no fit.
 
     Raises:
         UsageError: If a field is missing or wrong.
@@ -155,37 +155,38 @@ def read_fit(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     record = _checked(file, read_json(file), MaskedFit)
-    needed = {*Fit.__annotations__, *(Masking.__annotations__ if record.keys() & Masking.__annotations__ else ())}
+    masking = MaskingFields.__annotations__.keys()
+    needed = FitFields.__annotations__.keys() | (masking if masking & record.keys() else set())
     if missing := sorted(needed - record.keys()):
         raise UsageError(f"{file} has no {missing[0]}. {RERUN}")
     return record
 
 
 def read_condition(file: Path) -> dict[str, Any]:
-    """The settings that a condition was made under and their digest, and `typed` where an experiment made it.
+    """Return the settings of a condition, their digest, and what the user typed if an experiment made it.
 
     Raises:
         UsageError: If a field is wrong, or the digest is not that of the settings.
     """
-    record = _checked(file, read_json(file), MadeUnder)
+    record = _checked(file, read_json(file), ConditionRecord)
     if record["digest"] != settings_digest(record["settings"]):
         raise UsageError(f"{file} has a digest that is not that of its settings. {RERUN}")
     return record
 
 
 def read_sweep(file: Path) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """The metrics without a mask, and one record per mask.
+    """Return the metrics without a mask, and one record per mask.
 
     Raises:
         UsageError: If a field is missing or wrong.
     """
-    record = _checked(file, read_json(file), SweepFile)
-    points = [_checked(file, point, Point) | _metrics(file, point) for point in record["points"]]
+    record = _checked(file, read_json(file), SweepRecord)
+    points = [_checked(file, point, SweepPointRecord) | _metrics(file, point) for point in record["points"]]
     return _metrics(file, record["baseline"]), points
 
 
 def _checked(file: Path, content: Mapping[str, Any], kind: Any) -> dict[str, Any]:
-    """The fields of a kind of record; others are left out."""
+    """Return the fields of a kind of record, without others."""
     try:
         return TypeAdapter(kind).validate_python(content, strict=True)
     except ValidationError as error:
@@ -198,7 +199,7 @@ def _checked(file: Path, content: Mapping[str, Any], kind: Any) -> dict[str, Any
 
 
 def _metrics(file: Path, content: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of the registry that a record has."""
+    """Return the metrics of the registry that a record has."""
     from lightning_app.results.metrics import METRICS  # brings numpy, which starting a run need not wait for
 
     values = _checked(file, {name: content[name] for name in METRICS if name in content}, dict[str, float])

@@ -8,13 +8,13 @@ from typing import Any
 
 import yaml
 
-WITHOUT_EFFECT = re.compile(
+KEYS_WITHOUT_EFFECT = re.compile(
     r"outputs|experiment|arm\.color|data\.(cache_dir|num_workers)"
     r"|trainer\.(logger|default_root_dir|enable_progress_bar|enable_model_summary|log_every_n_steps)(\..*)?"
 )
-"""Keys that change no result: places, what is printed and logged, and the look of figures."""
+"""Keys that change no result: folders, what is printed and logged, and colors."""
 
-PRINTING = ("ProgressBar", "ModelSummary")
+PRINTING_CALLBACKS = ("ProgressBar", "ModelSummary")
 """Endings of the classes of callbacks that change no result."""
 
 PLAIN_NUMBER = re.compile(r"[-+]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
@@ -38,13 +38,13 @@ def merge_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         if key.endswith("+"):  # jsonargparse's notation for appending to a list
             key, added = key[:-1], value if isinstance(value, list) else [value]
             value = _normal([*(merged.get(key) or []), *added])
-        if not WITHOUT_EFFECT.fullmatch(key):
+        if not KEYS_WITHOUT_EFFECT.fullmatch(key):
             merged[key] = value
     return merged
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
-    """SHA-256 of the merged settings."""
+    """Return the SHA-256 of the merged settings."""
     return hashlib.sha256(json.dumps(merge_settings(settings), sort_keys=True).encode()).hexdigest()
 
 
@@ -67,7 +67,7 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _parse_option(word: str) -> tuple[str, Any]:
-    """The key and the value of `--key=value`."""
+    """Return the key and the value of `--key=value`."""
     key, _, text = word.removeprefix("--").partition("=")
     try:
         value = yaml.safe_load(text)
@@ -78,7 +78,7 @@ def _parse_option(word: str) -> tuple[str, Any]:
 
 
 def _normal(value: Any) -> Any:
-    """One form for equal values: numbers written in another way, keys in another order, callbacks that only print."""
+    """Return one form for equal values: numbers written in another way, keys in another order, printing callbacks."""
     if isinstance(value, list):
         return [_normal(item) for item in value if not _only_prints(item)]
     if isinstance(value, dict):
@@ -93,4 +93,4 @@ def _normal(value: Any) -> Any:
 
 
 def _only_prints(item: Any) -> bool:
-    return isinstance(item, dict) and str(item.get("class_path")).endswith(PRINTING)
+    return isinstance(item, dict) and str(item.get("class_path")).endswith(PRINTING_CALLBACKS)

@@ -24,20 +24,20 @@ Pair = tuple[str, str]
 """An arm and the reference that it is compared with."""
 
 EQUIVALENCE_MARGIN = 0.01
-"""A difference within it, either way, counts as none. It is the +-1 % that the source document expects: 1 point of a
-percentage. In nats of NLL it is a change by 1 % of the probability given to the right class."""
+"""A difference within it, either way, counts as none. The original study protocol sets it to 1 percentage point. In
+nats of NLL it is a change by 1 % of the probability given to the right class."""
 
 ALPHA = 0.05
-"""Of every test; intervals have a confidence of 1 - ALPHA."""
+"""Level of every test; intervals have a confidence of 1 - ALPHA."""
 
 POWER = 0.8
-"""With which the smallest detectable difference is detected."""
+"""Probability with which the smallest detectable difference is detected."""
 
 RESAMPLES = 2000
 
 
 def seed_intervals(evaluations: Iterable[Evaluation]) -> pd.DataFrame:
-    """The mean over seeds of each arm and metric, with its 95 % interval by Student's t.
+    """Return the mean over seeds of each arm and metric, with its 95 % interval by Student's t.
 
     The interval holds for other seeds on the same eval rows; `differences` also counts the rows as a sample.
 
@@ -59,7 +59,7 @@ def seed_intervals(evaluations: Iterable[Evaluation]) -> pd.DataFrame:
 
 
 def half_width(values: Sequence[float] | np.ndarray | pd.Series) -> float:
-    """Half of the 95 % interval of a mean by Student's t; NaN for a single value."""
+    """Return half of the 95 % interval of a mean by Student's t; NaN for a single value."""
     if len(values) < 2:
         return float("nan")
     return float(stats.t.ppf(1 - ALPHA / 2, len(values) - 1) * stats.sem(values))
@@ -70,11 +70,11 @@ class Difference:
     """An arm minus a reference by one metric, on the rows and seeds that both have.
 
     Attributes:
-        seeds: Those compared. With one, the interval and the tests hold for other rows only, not for other seeds.
+        seeds: Compared seeds. With one, the interval and the tests hold for other rows only, not for other seeds.
         left_out: Seeds that only one of the two has.
-        rows: How many per seed; the fewest if seeds differ.
+        rows: Number of rows per seed; the smallest if seeds differ.
         by_seed: The difference in each seed.
-        estimate: Their mean.
+        estimate: Mean of the differences.
         standard_error: See `standard_error`.
         df: Degrees of freedom of Student's t.
         low: Lower end of the 95 % interval.
@@ -118,7 +118,7 @@ def differences(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[Difference]:
-    """Compares arms in each dataset by a hierarchical bootstrap over seeds and rows.
+    """Compare arms in each dataset by a hierarchical bootstrap over seeds and rows.
 
     Rows are resampled once for all arms and seeds of a dataset, since all of them predict the same ones: a pair's
     result does not depend on the other arms. See `standard_error` for the two levels.
@@ -129,7 +129,7 @@ def differences(
         declared: Pairs of which a verdict is made, by the headline metric.
         metrics: Names in the registry.
         resamples: How often the rows are resampled; two or more.
-        seed: Of the bootstrap: the same gives the same result.
+        seed: Seed of the bootstrap; the same seed gives the same result.
 
     Raises:
         UsageError: If an arm or metric is missing, the two have no seed in common, their rows or labels differ, or a
@@ -162,13 +162,13 @@ class _Match:
     left_out: tuple[int, ...]
 
     def samples(self, metric: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """For each seed the row ids and the differences of the values."""
+        """Yield the row ids and the differences of the row values of each seed."""
         for arm, reference in self.pairs:
             yield reference.rows, arm.values[metric] - reference.values[metric]
 
 
 def _by_arm(evaluations: Iterable[Evaluation]) -> dict[str, dict[str, dict[int, Evaluation]]]:
-    """The evaluation of each dataset, arm and seed, in the order of appearance."""
+    """Return the evaluation of each dataset, arm and seed, in the order of appearance."""
     by_dataset: dict[str, dict[str, dict[int, Evaluation]]] = {}
     for evaluation in evaluations:
         seeds = by_dataset.setdefault(evaluation.dataset, {}).setdefault(evaluation.arm, {})
@@ -211,13 +211,13 @@ def _check_same_rows(arm: Evaluation, reference: Evaluation) -> None:
 def bootstrap_rows(
     samples: Sequence[tuple[np.ndarray, np.ndarray]], resamples: int = RESAMPLES, seed: int = 0
 ) -> np.ndarray:
-    """Resamples rows with replacement, the same rows in every sample.
+    """Resample rows with replacement, the same rows in every sample.
 
     Args:
         samples: Row ids [rows] and values [rows] of each sample. Samples need not have the same rows; what they share
             is drawn for all of them alike.
-        resamples: How many.
-        seed: Of the draws.
+        resamples: Number of resamples.
+        seed: Seed of the resampling.
 
     Returns:
         How far the mean of each sample moves, to first order: float32 [resamples, samples].
@@ -237,30 +237,30 @@ def bootstrap_rows(
 
 
 def standard_error(by_seed: np.ndarray, draws: np.ndarray, num_rows: int) -> tuple[float, float]:
-    """The standard error of a mean over seeds, each measured on rows, where seeds and rows are both samples.
+    """Return the standard error of a mean over seeds, with seeds and rows both taken as samples.
 
     Seeds and rows are crossed: all seeds predict the same rows. So the mean m of the S per-seed scores varies by
 
         var(m) = s^2 / S + c
 
     where s^2 is the variance between the per-seed scores, and c the covariance of two seeds' scores when the rows are
-    drawn anew: seeds do not average out what is peculiar to the rows. c is the mean covariance between seeds over the
-    bootstrap's resamples of rows (near 0 where seeds have rows of their own). The draw of the seeds is not left to
-    chance: over all resamples of S seeds their mean varies by s^2 / S times (S - 1) / S, and that factor is corrected.
+    drawn anew: averaging over seeds does not remove what is peculiar to the rows. c is the mean covariance between
+    seeds over the bootstrap's resamples of rows (near 0 where seeds have rows of their own). Seeds are not resampled:
+    over all resamples of S seeds their mean varies by s^2 / S times (S - 1) / S, and the formula has no such factor.
 
     Each level has a quantile of its own, and the critical value is their mean weighted by variance (Cochran and Cox,
     Experimental Designs, 1950): t with S - 1 degrees of freedom if seeds decide, with many if rows do.
     The degrees of freedom returned are those of the t distribution that has this critical value at `ALPHA`.
 
-    Measured coverage of 95 % intervals, 4,000 simulated studies of 300 rows in each of six designs (seeds decide, rows
-    decide, both, neither, and twice with other rows for each seed), the lowest and the highest of the six:
+    Measured coverage of 95 % intervals in percent, lowest to highest of six designs (seeds decide, rows decide, both,
+    neither, and twice with other rows for each seed), from 4,000 simulated studies of 300 rows each:
 
         seeds                                  2               3               5
         this interval                     93.6 to 97.5    95.2 to 96.6    94.9 to 96.6
         percentiles of both levels        65.2 to 98.7    76.6 to 99.5    85.5 to 99.6
         Student's t over the seeds alone  84.5 to 95.0    65.6 to 95.6    43.3 to 95.2
 
-    With one seed there is no s^2: var(m) is the variance over the resamples, which says nothing of other seeds.
+    With one seed there is no s^2: var(m) is the variance over the resamples, which says nothing about other seeds.
 
     Args:
         by_seed: Scores [seeds].
@@ -283,21 +283,21 @@ def standard_error(by_seed: np.ndarray, draws: np.ndarray, num_rows: int) -> tup
 
 
 def tost(estimate: float, standard_error: float, df: float, margin: float = EQUIVALENCE_MARGIN) -> tuple[float, float]:
-    """Two one-sided t-tests against a margin (Schuirmann, J. Pharmacokinet. Biopharm. 15, 1987).
+    """Test a difference against a margin by two one-sided t-tests.
 
-    It takes the standard error of both levels. `ttost_paired` over the seeds needs two seeds and ignores that the eval
-    rows are a sample, so it would call arms equivalent that are so on these rows only; without a variance from the
-    rows both are the same.
+    See Schuirmann, J. Pharmacokinet. Biopharm. 15, 1987. The standard error has the variance of both seeds and rows.
+    `ttost_paired` over the seeds would need two seeds and ignore that the eval rows are a sample, so it would call arms
+    equivalent that are equivalent on these rows only.
 
     Args:
         estimate: The difference.
-        standard_error: Its own, as of `standard_error`.
+        standard_error: Its standard error, from `standard_error`.
         df: Degrees of freedom.
         margin: In the unit of the difference.
 
     Returns:
-        The p-values that the difference is -margin or less, and that it is margin or more. The difference is shown to
-        be within the margin if both are below `ALPHA`: where its 90 % interval lies inside the margin.
+        The p-values that the difference is -margin or less, and that it is margin or more. If both are below `ALPHA`,
+        the difference is within the margin: its 90 % interval lies inside.
     """
     scale = max(standard_error, np.finfo(float).tiny)
     with np.errstate(over="ignore"):
@@ -305,14 +305,14 @@ def tost(estimate: float, standard_error: float, df: float, margin: float = EQUI
 
 
 def smallest_detectable(standard_error: float, df: float) -> float:
-    """The true difference that the two-sided t-test at `ALPHA` finds with probability `POWER`, by the noncentral t.
+    """Return the true difference that the t-test at `ALPHA` finds with probability `POWER`, by the noncentral t.
 
     Args:
-        standard_error: Of the difference.
-        df: Degrees of freedom.
+        standard_error: Standard error of the difference.
+        df: Its degrees of freedom.
 
     Returns:
-        In the unit of the standard error.
+        The difference, in the unit of the standard error.
     """
     critical = stats.t.ppf(1 - ALPHA / 2, df)
 
@@ -324,7 +324,7 @@ def smallest_detectable(standard_error: float, df: float) -> float:
 
 
 def mcnemar_p(first: np.ndarray, second: np.ndarray) -> float:
-    """McNemar's exact two-sided p that two classifiers err equally often.
+    """Return McNemar's exact two-sided p that two classifiers err equally often.
 
     Args:
         first: Whether the first is right [rows].
@@ -366,7 +366,7 @@ def _difference(match: _Match, metric: str, draws: np.ndarray) -> Difference:
 
 
 def holm(differences: Sequence[Difference], belongs: Callable[[Difference], bool]) -> list[Difference]:
-    """Fills in `p_holm` and `mcnemar_holm` by Holm's step-down correction (Scand. J. Statist. 6, 1979).
+    """Fill in `p_holm` and `mcnemar_holm` by Holm's step-down correction (Scand. J. Statist. 6, 1979).
 
     Args:
         differences: Of all datasets of the study: the family reaches over all of them.

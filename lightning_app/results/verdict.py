@@ -29,7 +29,7 @@ class Verdict:
 
 
 def verdict(reference: Difference, control: Difference) -> Verdict:
-    """Whether an arm helps on a dataset, by the headline metric.
+    """Decide whether an arm helps on a dataset, by the headline metric.
 
     *Beats* means a gain with `p_holm` below `ALPHA`, *is worse* a loss; the margin is `EQUIVALENCE_MARGIN`. The first
     that holds:
@@ -41,9 +41,9 @@ def verdict(reference: Difference, control: Difference) -> Verdict:
        `tost`): what it gains, the control gains too.
     4. **cannot tell**: none of these is shown; the study is too small for a difference of this size.
 
-    A difference that is shown and yet within the margin helps or hurts, and the reason says that it is small. Tests of
-    equivalence are not corrected for the number of datasets: Holm's family are the tests of a difference. With one seed
-    the verdict is on these trained models, and the reason says so.
+    An arm helps or hurts also if the difference is within the margin; the reason then says that it is small. Holm's
+    correction covers the tests of a difference, not the tests of equivalence. With one seed the verdict holds only for
+    these trained models, and the reason says so.
 
     Args:
         reference: The arm minus the arm that it starts from, corrected by `holm` with all others of the study.
@@ -69,18 +69,18 @@ def _rule(reference: Difference, control: Difference) -> tuple[Outcome, str]:
     if beats and tost(_gain(control), control.standard_error, control.df)[1] < ALPHA:
         return (
             "no difference",
-            f"{arm} beats {_words(reference)}, but {_words(control)} by less than {margin}, if at all",
+            f"{arm} beats {_words(reference)}, but {_words(control)} by less than {margin} if at all",
         )
     unclear = control if beats else reference
     return "cannot tell", (
-        f"neither a difference nor its absence is shown between {arm} and {_words(unclear)}; with a probability of "
-        f"{POWER:.0%} the study finds only differences of {headline.scale * unclear.smallest_detectable:.1f} "
-        f"{headline.difference_unit} or more"
+        f"neither a difference nor its absence is shown between {arm} and {_words(unclear)}; the study finds only "
+        f"differences of {headline.scale * unclear.smallest_detectable:.1f} {headline.difference_unit} or more with a "
+        f"probability of {POWER:.0%}"
     )
 
 
 def _gain(difference: Difference) -> float:
-    """The difference in the direction that is better."""
+    """Return the difference in the direction that is better."""
     return difference.estimate if METRICS[HEADLINE].higher_is_better else -difference.estimate
 
 

@@ -25,7 +25,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Writes the file.
+        """Write the file.
 
         Raises:
             OSError: If it cannot be written; it names the file.
@@ -64,7 +64,7 @@ class BestCheckpoint(ModelCheckpoint):
         )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the weights if no epoch has saved them."""
+        """Save the weights if no epoch has saved them."""
         if not self.best_model_path and not cast(Any, trainer).fast_dev_run:
             self.best_model_path = f"{trainer.default_root_dir}/checkpoints/best.ckpt"
             trainer.save_checkpoint(self.best_model_path, weights_only=True)
@@ -89,7 +89,7 @@ class LastCheckpoint(ModelCheckpoint):
         self._written_at, self._seconds = 0.0, 0.0
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the epoch unless the last save was too recent for its cost."""
+        """Save the epoch unless the last save was too recent for its cost."""
         start = perf_counter()
         if trainer.strategy.broadcast(self._seconds > CHEAP_SECONDS and start - self._written_at < 9 * self._seconds):
             return
@@ -98,7 +98,7 @@ class LastCheckpoint(ModelCheckpoint):
         self._seconds = self._written_at - start
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Trains no further epoch if early stopping had already ended the fit that is resumed."""
+        """Train no further epoch if early stopping had already ended the fit that is resumed."""
         super().on_train_start(trainer, pl_module)
         # Lightning skips this if `estimated_stepping_batches` made the loader before the checkpoint was read
         # (`FitLoop.setup_data` returns early), and the loader would start its epoch again
@@ -108,7 +108,7 @@ class LastCheckpoint(ModelCheckpoint):
             trainer.should_stop = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """From here on SIGTERM waits for the end of a batch. A fit resumed within an epoch restores its random state.
+        """Let SIGTERM wait for the end of a batch from now on, and restore the random state of a resumed fit.
 
         It is restored here because the loader draws a random number before it returns its first batch.
         """
@@ -118,13 +118,13 @@ class LastCheckpoint(ModelCheckpoint):
             self._random = {}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ends now if SIGTERM came after the Trainer's last check."""
+        """End now if SIGTERM came after the Trainer's last check."""
         sigterm.can_wait = False
         if sigterm.asked:
             raise SIGTERMException
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Saves if SIGTERM ends a fit within an epoch. After SIGTERM, an error does not let other conditions run."""
+        """Save if SIGTERM ends a fit within an epoch. After SIGTERM, an error does not let other conditions run."""
         sigterm.can_wait = False
         if sigterm.asked and not isinstance(exception, SystemExit):
             raise SIGTERMException from exception
@@ -136,17 +136,17 @@ class LastCheckpoint(ModelCheckpoint):
                 rank_zero_warn(f"Cannot save the state at SIGTERM: {error}. The last whole epoch's stays.")
 
     def state_dict(self) -> dict[str, Any]:
-        """Adds the state of the random numbers if a fit was stopped within an epoch."""
+        """Add the state of the random numbers if a fit was stopped within an epoch."""
         return super().state_dict() | ({"random": self._random} if self._random else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the state of the random numbers, to be restored at the next batch."""
+        """Take the state of the random numbers, to be restored at the next batch."""
         super().load_state_dict(state_dict)
         self._random = state_dict.get("random", {})
 
 
 def _can_be_resumed(trainer: Trainer) -> bool:
-    """Whether a fit is between two batches of an epoch, without state that a checkpoint does not hold."""
+    """Return whether a fit is between two batches of an epoch, without state that a checkpoint does not hold."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
     within = trainer.training and not progress.is_last_batch
     alone = trainer.world_size == 1 and trainer.strategy.root_device.type in ("cpu", "cuda")

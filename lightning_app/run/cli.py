@@ -59,7 +59,7 @@ class SaveConfig(SaveConfigCallback):
         super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Writes the file; running it again gives the same run."""
+        """Write the file; running it again gives the same run."""
         name = "config.yaml" if stage == "fit" else f"{TrainerFn(stage).value}.yaml"
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,11 +117,11 @@ class InfluenceCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The Trainer's commands without `predict`: `influence predict` is a command of its own for a user's files."""
+        """Return the Trainer's commands without `predict`: `influence predict` is a separate command for files."""
         return {name: hidden for name, hidden in LightningCLI.subcommands().items() if name != "predict"}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parses `args` alone; LightningCLI would add the words that the process was started with.
+        """Parse `args` alone; LightningCLI would add the words that the process was started with.
 
         Raises:
             UsageError: If an option does not exist or has a wrong value, a section is not an object, or the seed or the
@@ -145,7 +145,7 @@ class InfluenceCLI(LightningCLI):
             raise UsageError(f"seed_everything is {seed!r}, but must be a whole number from 0 to 2**32 - 1.")
 
     def _explain(self, parser: LightningArgumentParser, message: str) -> str:
-        """The argument parser's message in one line, with the nearest key that exists."""
+        """Return the argument parser's message in one line, with the nearest key that exists."""
         parsers = [parser, *getattr(self, "_subcommand_parsers", {}).values()]
         known = {name for each in parsers for name in vars(each.get_defaults().as_flat())}
         key, path = unknown_key(message), class_of(message)
@@ -154,10 +154,10 @@ class InfluenceCLI(LightningCLI):
         return explain(message, sorted(known))
 
     def _parse_ckpt_path(self) -> None:
-        """Takes nothing from a checkpoint: LightningCLI would let a checkpoint choose the class of the model."""
+        """Take nothing from a checkpoint: LightningCLI would let a checkpoint choose the class of the model."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the names of a run, early stopping, and the links between data and model."""
+        """Add the names of a run, early stopping, and the links between data and model."""
         parser.add_argument("--outputs", type=str, default="outputs", help="Folder of all results.")
         parser.add_argument("--experiment", type=str, default="single", help="Name of the experiment, a folder.")
         parser.add_argument("--dataset", type=str, default=None, help="Name of the dataset, a folder.")
@@ -183,7 +183,7 @@ class InfluenceCLI(LightningCLI):
         return self.config.get(str(self.config.get("subcommand")), self.config)
 
     def before_instantiate_classes(self) -> None:
-        """Places the run: its identity, folder and logs, and the head that it starts from.
+        """Place the run: its identity, folder and logs, and the head that it starts from.
 
         Raises:
             UsageError: If a name cannot be the name of a folder, the folder is set in another way than by these names,
@@ -226,7 +226,7 @@ class InfluenceCLI(LightningCLI):
             config.model.init_args.start = str(start)
 
     def instantiate_classes(self) -> None:
-        """Builds the model, the data and the Trainer, with the options that fit the backbone's family."""
+        """Build the model, the data and the Trainer, with the options that fit the backbone's family."""
         set_backbone_options(self._run_config.model)
         super().instantiate_classes()
         for callback in cast(Any, self.trainer).callbacks:
@@ -236,7 +236,7 @@ class InfluenceCLI(LightningCLI):
         self.model.store = TensorStore(self.datamodule.cache_dir / "tensors")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Builds the Trainer.
+        """Build the Trainer.
 
         Raises:
             UsageError: If it refuses its options, the machine lacks the device, or results on a TPU would be silently
@@ -254,7 +254,7 @@ class InfluenceCLI(LightningCLI):
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Runs a command; one fit at a time in a run's folder.
+        """Run a command; one fit at a time in a run's folder.
 
         Raises:
             UsageError: If another process is fitting there.
@@ -272,7 +272,7 @@ class InfluenceCLI(LightningCLI):
             ) from None
 
     def _make_start(self) -> str:
-        """The command that makes the head which this dataset, seed, backbone and sizes start from."""
+        """Return the command that makes the head which this dataset, seed, backbone and sizes start from."""
         config = self._run_config
         data, dataset, start = config.data, self.identity.dataset, str(self.identity.arm.starts_from)
         shipped = {path.stem: read_config(path)["data"] for path in (configs_folder() / "data").glob("*.yaml")}
@@ -296,7 +296,7 @@ class InfluenceCLI(LightningCLI):
         return f"Make it: {shlex.join(['influence', 'fit', *words])}"
 
     def _start_file(self, start: str) -> str:
-        """The configuration of the arm that this one starts from, as a user types it."""
+        """Return the configuration of the arm that this one starts from, as a user types it."""
         files = [Path(file) for file in self._run_config.get("config") or []]
         beside = [arm_beside(file, start) for file in files if "arm" in read_config(file)]
         own = [word for word in beside if word != start]
@@ -304,7 +304,7 @@ class InfluenceCLI(LightningCLI):
 
 
 def set_backbone_options(model: Namespace) -> None:
-    """Sets options that the user left out to what fits the backbone's family and what the arm trains.
+    """Set options that the user left out to what fits the backbone's family and what the arm trains.
 
     Raises:
         BackboneError: If the backbone's configuration cannot be read.
@@ -319,7 +319,7 @@ def set_backbone_options(model: Namespace) -> None:
 
 
 def check_tpu(trainer: Trainer) -> None:
-    """Refuses options that torch_xla would ignore, or under which metrics would be wrong, without a message.
+    """Refuse options that torch_xla would ignore, or under which metrics would be wrong, without a message.
 
     Raises:
         UsageError: On another precision than 32-true, or several cores for one condition.
@@ -337,7 +337,7 @@ def check_tpu(trainer: Trainer) -> None:
 
 
 def _arguments(kind: type) -> dict[str, inspect.Parameter]:
-    """The arguments of a class, its bases' included."""
+    """Return the arguments of a class, its bases' included."""
     signatures = [
         inspect.signature(vars(base)["__init__"]) for base in reversed(kind.__mro__) if "__init__" in vars(base)
     ]
@@ -345,13 +345,13 @@ def _arguments(kind: type) -> dict[str, inspect.Parameter]:
 
 
 def import_class(path: str) -> Any:
-    """The class at a dotted path, which the argument parser has already imported."""
+    """Return the class at a dotted path, which the argument parser has already imported."""
     module, _, name = path.rpartition(".")
     return getattr(import_module(module), name)
 
 
 def option_names(kind: type) -> Iterator[str]:
-    """The options of a class as they are typed; those of an argument that is a dataclass follow its name and a dot."""
+    """Yield the options of a class as they are typed; options of a dataclass follow its name and a dot."""
     named = {
         name: item
         for name, item in _arguments(kind).items()
@@ -363,7 +363,7 @@ def option_names(kind: type) -> Iterator[str]:
 
 
 def check_nulls(what: str, chosen: Namespace) -> None:
-    """Refuses null where a class does not accept it: the argument parser lets it through.
+    """Refuse null where a class does not accept it: the argument parser lets it through.
 
     Raises:
         UsageError: If an argument is null that must have a value.
@@ -385,7 +385,7 @@ class PrepareData(InfluenceCLI):
         super().__init__(args, run=False)
 
     def instantiate_classes(self) -> None:
-        """Builds the datamodule alone."""
+        """Build the datamodule alone."""
         data = self.config.data
         self.datamodule = import_class(data.class_path)(**data.init_args)
         self.datamodule.prepare_data()
@@ -393,7 +393,7 @@ class PrepareData(InfluenceCLI):
 
 
 def main(argv: list[str]) -> int:
-    """Runs one command of LightningCLI; `argv` begins with the command."""
+    """Run one command of LightningCLI; `argv` begins with the command."""
     InfluenceCLI(argv)
     if distributed.is_initialized():
         distributed.destroy_process_group()  # threads of gloo that live on may abort the end of the interpreter

@@ -20,113 +20,113 @@ from lightning_app.run.messages import explain
 OPTIONS = {"data": "datasets"}
 """Options of `influence experiment` that have another name than the folder of their files."""
 
-ENDINGS = {"_tuned": "+all", "_head": "+head"}
+RENAMED_ENDINGS = {"_tuned": "+all", "_head": "+head"}
 """What the names of arms ended with in earlier versions, and the overlay that replaces it."""
 
-CLASSES = "lightning_app.checkpoint."
-MOVED = {
+OLD_CLASSES = "lightning_app.checkpoint."
+MOVED_KEYS = {
     r"arm=": ("`arm: NAME`", "`arm: {name: NAME, role: ROLE}`"),
     r"model\.(fraction|score|tail|scope|micro_batch_size)=": (
         "the options of masking in model.init_args",
         "model.init_args.masking",
     ),
     r"trainer\.callbacks\+?=.*EarlyStopping": ("EarlyStopping in trainer.callbacks", "early_stopping"),
-    r"trainer\.callbacks\+?=.*lightning_app\.checkpoint\.": (f"{CLASSES}*", "lightning_app.run.checkpoints.*"),
+    r"trainer\.callbacks\+?=.*lightning_app\.checkpoint\.": (f"{OLD_CLASSES}*", "lightning_app.run.checkpoints.*"),
 }
 """Keys of earlier versions, as `key=value` shows them: what they are called in a message, and where they are now."""
 
 
 @dataclass(frozen=True)
-class Choice:
+class GridEntry:
     """A dataset or an arm of a grid.
 
     Attributes:
-        typed: What the user typed for it.
-        name: What results call it.
-        files: The configuration files that it stands for.
-        arm: What the files say of the arm; None for a dataset.
+        argument: What the user typed on the command line.
+        name: Its name in results.
+        files: Its configuration files.
+        arm: The description of the arm; None for a dataset.
     """
 
-    typed: str
+    argument: str
     name: str
     files: tuple[Path, ...]
     arm: Arm | None = None
 
 
 def configs_folder() -> Path:
-    """The shipped configurations: beside the packages in a checkout, inside this package in an installed wheel."""
+    """Return the folder of shipped configurations: beside the packages in a checkout, inside this one in a wheel."""
     package = Path(__file__).parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
 
-def find_datasets(typed: Iterable[str]) -> dict[str, Choice]:
-    """Datasets by name, which is the file's `dataset:`, or else its stem.
+def find_datasets(arguments: Iterable[str]) -> dict[str, GridEntry]:
+    """Return datasets by name, which is the file's `dataset:`, or else its stem.
 
     Args:
-        typed: Names of shipped files, or paths.
+        arguments: Names of shipped files, or paths.
 
     Raises:
         UsageError: If there is no such file, or two have the same name.
     """
-    return _by_name(_choose_dataset(word) for word in typed)
+    return _by_name(_dataset_entry(argument) for argument in arguments)
 
 
-def _choose_dataset(typed: str) -> Choice:
-    file = config_file("data", typed)
+def _dataset_entry(argument: str) -> GridEntry:
+    file = config_file("data", argument)
     name = read_config(file).get("dataset")
-    return Choice(typed, check_name(f"dataset in {file}", file.stem if name is None else name), (file,))
+    return GridEntry(argument, check_name(f"dataset in {file}", file.stem if name is None else name), (file,))
 
 
-def find_arms(typed: Iterable[str]) -> dict[str, Choice]:
-    """Arms by label, each after the one that it starts from, which is added where it is missing.
+def find_arms(arguments: Iterable[str]) -> dict[str, GridEntry]:
+    """Return arms by label, each after the one that it starts from, which is added where it is missing.
 
     Args:
-        typed: Names of shipped files or paths, with `+` and the name of an overlay where one is laid over the arm.
+        arguments: Names of shipped files or paths, with `+` and the name of an overlay where one is laid over the arm.
 
     Raises:
         UsageError: If there is no such file, two arms have the same label, or an arm cannot start where it says.
     """
-    asked, arms = _by_name(map(choose_arm, typed)), dict[str, Choice]()
+    requested, arms = _by_name(map(choose_arm, arguments)), dict[str, GridEntry]()
 
-    def add(choice: Choice, behind: tuple[str, ...] = ()) -> None:
-        start = choice.arm.starts_from if choice.arm else None
-        if choice.name in behind:
-            raise UsageError(f"{' starts from '.join([*behind, choice.name])}. Set starts_from of one to null.")
+    def add(entry: GridEntry, behind: tuple[str, ...] = ()) -> None:
+        start = entry.arm.starts_from if entry.arm else None
+        if entry.name in behind:
+            raise UsageError(f"{' starts from '.join([*behind, entry.name])}. Set starts_from of one to null.")
         if start:
-            add(asked.get(start) or _choose_start(choice.files[0], start), (*behind, choice.name))
-        arms.setdefault(choice.name, choice)
+            add(requested.get(start) or _start_entry(entry.files[0], start), (*behind, entry.name))
+        arms.setdefault(entry.name, entry)
 
-    for choice in asked.values():
-        add(choice)
+    for entry in requested.values():
+        add(entry)
     return arms
 
 
-def _choose_start(file: Path, start: str) -> Choice:
-    """The arm that the arm in `file` starts from: in the same folder, or a shipped one."""
-    choice = choose_arm(arm_beside(file, start))
-    if choice.name != start or not choice.arm or choice.arm.role != "baseline":
+def _start_entry(file: Path, start: str) -> GridEntry:
+    """Return the arm that the arm in `file` starts from: in the same folder, or a shipped one."""
+    entry = choose_arm(arm_beside(file, start))
+    if entry.name != start or not entry.arm or entry.arm.role != "baseline":
         raise UsageError(
-            f"{file} starts from {start!r}, but {choice.files[0]} is {choice.name!r}, an arm of role "
-            f"{choice.arm and choice.arm.role}. Set starts_from to an arm of role baseline, or to null."
+            f"{file} starts from {start!r}, but {entry.files[0]} is {entry.name!r}, an arm of role "
+            f"{entry.arm and entry.arm.role}. Set starts_from to an arm of role baseline, or to null."
         )
-    return choice
+    return entry
 
 
 def arm_beside(file: Path, name: str) -> str:
-    """What a user types for the arm `name`, given the file of an arm that refers to it."""
+    """Return what a user types for the arm `name`, given the file of an arm that refers to it."""
     path = file.with_name(f"{name}.yaml")
     return str(path) if path.is_file() and path.parent != configs_folder() / "arms" else name
 
 
-def choose_arm(typed: str) -> Choice:
-    """The arm that a word stands for: `NAME`, `PATH`, or one of these with `+OVERLAY`.
+def choose_arm(argument: str) -> GridEntry:
+    """Return the arm that a word stands for: `NAME`, `PATH`, or one of these with `+OVERLAY`.
 
     Raises:
         UsageError: If there is no such file, or it does not describe an arm.
     """
-    parts = re.fullmatch(r"(.+)\+([^+/\\]+)", typed)
-    name, overlay = parts.groups() if parts and not Path(typed).is_file() else (typed, "")
+    parts = re.fullmatch(r"(.+)\+([^+/\\]+)", argument)
+    name, overlay = parts.groups() if parts and not Path(argument).is_file() else (argument, "")
     files = [config_file("arms", name), *([config_file("tune", overlay)] if overlay else [])]
     blocks = [read_config(file).get("arm") or {} for file in files]
     for file, block in zip(files, blocks, strict=True):
@@ -141,7 +141,7 @@ def choose_arm(typed: str) -> Choice:
     except ArgumentError as error:
         reason = explain(str(error), [f"arm.{field.name}" for field in fields(Arm)])
         raise UsageError(f"{files[0]} does not describe an arm: {reason}") from error
-    return Choice(typed, check_name(f"arm in {files[0]}", arm.label), tuple(files), arm)
+    return GridEntry(argument, check_name(f"arm in {files[0]}", arm.label), tuple(files), arm)
 
 
 def add_arm_arguments(parser: ArgumentParser) -> None:
@@ -151,18 +151,18 @@ def add_arm_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--arm.color", type=str, default=None, help="Color in figures, as matplotlib reads it.")
 
 
-def _by_name(choices: Iterable[Choice]) -> dict[str, Choice]:
-    found: dict[str, Choice] = {}
-    for choice in choices:
-        other = found.setdefault(choice.name, choice)
-        if [file.resolve() for file in other.files] != [file.resolve() for file in choice.files]:
-            files = " and ".join(str(each.files[0]) for each in (other, choice))
-            raise UsageError(f"{files} are both called {choice.name!r}. Give one of them another name in its file.")
+def _by_name(entries: Iterable[GridEntry]) -> dict[str, GridEntry]:
+    found: dict[str, GridEntry] = {}
+    for entry in entries:
+        other = found.setdefault(entry.name, entry)
+        if [file.resolve() for file in other.files] != [file.resolve() for file in entry.files]:
+            files = " and ".join(str(each.files[0]) for each in (other, entry))
+            raise UsageError(f"{files} are both called {entry.name!r}. Give one of them another name in its file.")
     return found
 
 
 def config_file(kind: str, name: str) -> Path:
-    """The file `configs/<kind>/<name>.yaml`, or the one that `name` is the path of.
+    """Return the file `configs/<kind>/<name>.yaml`, or the one that `name` is the path of.
 
     Raises:
         UsageError: If there is none; lists the names there are, near misses first.
@@ -176,7 +176,7 @@ def config_file(kind: str, name: str) -> Path:
     if name in names:
         return folder / f"{name}.yaml"
     what = OPTIONS.get(kind, kind).removesuffix("s")
-    for old, new in ENDINGS.items():
+    for old, new in RENAMED_ENDINGS.items():
         if kind == "arms" and name.removesuffix(old) in names:
             raise UsageError(f"The {what} {name!r} is now called {name.removesuffix(old) + new!r}.")
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
@@ -185,13 +185,13 @@ def config_file(kind: str, name: str) -> Path:
 
 
 def backbone_options(model_type: str) -> dict[str, Any]:
-    """Options that fit a backbone: those of `configs/backbones/<model_type>.yaml` over those of `default.yaml`."""
+    """Return the options of `configs/backbones/default.yaml`, overridden by those of `<model_type>.yaml`."""
     files = [configs_folder() / "backbones" / f"{name}.yaml" for name in ("default", model_type)]
     return {key: item for file in files if file.is_file() for key, item in read_config(file).items()}
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The content of a YAML file.
+    """Return the content of a YAML file.
 
     Raises:
         UsageError: If it is not YAML, not an object, or of an earlier version.
@@ -203,7 +203,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not a YAML file: {error}") from error
     if not isinstance(config, dict):
         raise UsageError(f"{path} must hold keys with values, but it holds {str(config)[:40]!r}.")
-    if CLASSES.encode() in content or not isinstance(config.get("arm", {}), dict):
+    if OLD_CLASSES.encode() in content or not isinstance(config.get("arm", {}), dict):
         check_version(path, config)
     return config
 
@@ -217,13 +217,15 @@ def check_version(path: Path, config: dict[str, Any]) -> None:
     lines = [
         f"{key}={json.dumps(value)}" for key, value in merge_settings({"configs": [config], "overrides": []}).items()
     ]
-    moved = [f"{old} moved to {new}" for key, (old, new) in MOVED.items() if any(re.match(key, line) for line in lines)]
+    moved = [
+        f"{old} moved to {new}" for key, (old, new) in MOVED_KEYS.items() if any(map(re.compile(key).match, lines))
+    ]
     if moved:
         raise UsageError(f"{path} was written for an earlier version: {'; '.join(moved)}. Change that, or fit again.")
 
 
 def find_configs(words: list[str]) -> list[str]:
-    """The words of a command line with every configuration found and named.
+    """Return the words of a command line with every configuration found and named.
 
     A `configs/...` that is not in the working directory becomes the shipped file. Where a file has a dataset or an arm
     without a name, its stem is set as the name before it is read, so that the file or a later word can override it.
@@ -252,7 +254,7 @@ def _find(name: str) -> str:
 
 
 def _names(path: Path) -> list[str]:
-    """Options that name the dataset and the arm of a file after the file."""
+    """Return options that name the dataset and the arm of a file by the file's stem."""
     config = read_config(path)
     arm, data = (section if isinstance(section, dict) else {} for section in (config.get("arm"), config.get("data")))
     names = [f"--arm.name={path.stem}"] if "role" in arm and "name" not in arm else []

@@ -29,13 +29,13 @@ KINDS = {
 
 
 def explain(message: str, known: Iterable[str]) -> str:
-    """An error of the argument parser in one line, with the nearest of the keys that exist."""
+    """Return an error of the argument parser in one line, with the nearest of the keys that exist."""
     key = unknown_key(message)
     return explain_value(message) if key is None else explain_unknown(key, known)
 
 
 def unknown_key(message: str) -> str | None:
-    """The dotted key that an error of the argument parser does not know, or None if it is about something else."""
+    """Return the dotted key that the argument parser does not know, or None if the error is another one."""
     if not (found := UNKNOWN_KEY.search(message)):
         return None
     name = found["option"] or found["word"] or f"{found['group']}.{found['member']}"
@@ -44,7 +44,7 @@ def unknown_key(message: str) -> str | None:
 
 
 def class_of(message: str) -> str | None:
-    """The path of the class whose options an error of the argument parser is about."""
+    """Return the path of the class whose options an error of the argument parser is about."""
     found = CLASS.search(message)
     return found["path"] if found else None
 
@@ -76,7 +76,7 @@ def explain_value(message: str) -> str:
 
 
 def _kind(expected: str) -> str:
-    """A type as a user writes it."""
+    """Return a type as a user writes it."""
     if choices := re.match(r"typing\.Literal\[(.*)\]", expected):
         return " or ".join(choices[1].replace("'", "").split(", "))
     if expected.startswith(("subclass of", "dot import path")):

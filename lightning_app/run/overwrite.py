@@ -10,12 +10,12 @@ LAST_WRITTEN = {"fit": (METRICS_FILE, FIT_FILE), "validate": (METRICS_FILE,), "t
 
 
 def is_complete(command: str, run: Path) -> bool:
-    """Whether a run's folder holds complete results that a command would replace."""
+    """Return whether a run's folder holds complete results that a command would replace."""
     return any((run / name).exists() for name in LAST_WRITTEN[command])
 
 
 def check_overwrite(command: str, run: Path, overwrite: bool) -> None:
-    """Refuses to replace complete results.
+    """Refuse to replace complete results.
 
     Raises:
         UsageError: If there are such results, and `overwrite` is not set.

@@ -51,13 +51,13 @@ class MetricLogger(Callback):
         self.metrics: dict[str, float] = {}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets what an evaluation left that was interrupted."""
+        """Forget what an evaluation left that was interrupted."""
         self._batches.clear()
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
-        """Keeps rows, labels and logits.
+        """Keep rows, labels and logits.
 
         They stay on a GPU, which would have to wait after each batch for a copy. XLA would make the next batch part of
         its program, so there they are copied.
@@ -66,7 +66,7 @@ class MetricLogger(Callback):
         self._batches.append({key: value.cpu() if on_xla else value for key, value in outputs.items()})
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures and logs."""
+        """Measure and log."""
         self.columns = _of_all_processes(self._batches)
         self._batches = []
         self.metrics = compute_metrics(self.columns["labels"], self.columns["logits"])
@@ -94,7 +94,7 @@ class Recorder(MetricLogger):
         self._started: dict[str, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Starts the clock and the memory gauge of a phase, and deletes the results of an earlier fit.
+        """Start the clock and the memory gauge of a phase, and delete the results of an earlier fit.
 
         Raises:
             UsageError: If there is no identity to record.
@@ -108,11 +108,11 @@ class Recorder(MetricLogger):
         reset_peak_memory(trainer.strategy.root_device)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock of the training; set-up, with the gradient of a mask, comes before."""
+        """Start the clock of the training; set-up, with the gradient of a mask, comes before."""
         self._started["train"] = perf_counter()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the mask and what is known of the training."""
+        """Save the mask and what is known of the training."""
         now, folder = perf_counter(), Path(trainer.default_root_dir)
         if not trainer.is_global_zero or cast(Any, trainer).fast_dev_run:
             return
@@ -133,7 +133,7 @@ class Recorder(MetricLogger):
         write_json(folder / FIT_FILE, record)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes predictions, then metrics, after an evaluation by itself."""
+        """Write predictions, then metrics, after an evaluation by itself."""
         if trainer.state.fn != "fit" and trainer.is_global_zero:
             write_parquet(Path(trainer.default_root_dir) / PREDICTIONS_FILE, predictions_table(self.columns))
             self._write_metrics(trainer, pl_module)
@@ -141,7 +141,7 @@ class Recorder(MetricLogger):
     on_test_end = on_validation_end
 
     def _names(self, pl_module: LightningModule) -> dict[str, Any]:
-        """The names and the kind of the condition, as the user gave them."""
+        """Return the names and the kind of the condition, as the user gave them."""
         identity = cast(Identity, self.identity)
         arm = identity.arm
         return {
@@ -187,7 +187,7 @@ class Recorder(MetricLogger):
 
 
 def _of_all_processes(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The batches of all processes end to end on the CPU, without places that only fill a batch."""
+    """Return the batches of all processes end to end on the CPU, without places that only fill a batch."""
     parts = []
     if batches:  # a process may have none
         whole = {key: torch.cat([batch[key] for batch in batches]).cpu() for key in batches[0]}
@@ -200,7 +200,7 @@ def _of_all_processes(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch
 
 
 def predictions_table(columns: dict[str, torch.Tensor]) -> pa.Table:
-    """Columns `row`, `label` and `logits` (one list per row), in the order of the source's rows."""
+    """Return columns `row`, `label` and `logits` (one list per row), in the order of the source's rows."""
     order = columns["row"].argsort(stable=True)
     return pa.table(
         {
@@ -212,7 +212,7 @@ def predictions_table(columns: dict[str, torch.Tensor]) -> pa.Table:
 
 
 def sweep_record(result: SweepResult) -> dict[str, Any]:
-    """What `sweep.json` holds: the metrics on dev without a mask and under each mask."""
+    """Return what `sweep.json` holds: the metrics on dev without a mask and under each mask."""
     points = [
         {key: value for key, value in asdict(point).items() if key != "metrics"} | compute_metrics(*predictions)
         for point, predictions in zip(result.points, result.predictions, strict=True)
@@ -233,13 +233,13 @@ def _masking_record(callback: InfluenceMasking) -> dict[str, Any]:
 
 
 def _gradient_seconds(callback: InfluenceMasking) -> dict[str, float]:
-    """What the gradient took, also where another arm of this process had taken it before."""
+    """Return what the gradient took, also where another arm of this process had taken it before."""
     seconds = getattr(callback, "gradient_seconds", None)
     return {} if seconds is None else {"gradient": seconds}
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Starts a new gauge: the device's own on CUDA, the process's high-water mark on Linux."""
+    """Start a new gauge: the device's own on CUDA, the process's high-water mark on Linux."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
@@ -248,7 +248,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes at the highest since the reset: of the GPU, or of the process (on macOS since its start, on Windows 0)."""
+    """Return the peak since the reset in bytes: of the GPU, or of the process (macOS: since its start; Windows: 0)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "linux":

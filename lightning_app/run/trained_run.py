@@ -40,7 +40,7 @@ class TrainedRun(InfluenceCLI):
         self._load_weights()
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Takes the configuration of the fit without the options of its Trainer, its start and a resumed checkpoint."""
+        """Take the configuration of the fit without the options of its Trainer, its start and a resumed checkpoint."""
         path = self.folder / "config.yaml"
         if not path.is_file():
             raise UsageError(
@@ -59,7 +59,7 @@ class TrainedRun(InfluenceCLI):
         self.config = parser.parse_object(kept)
 
     def instantiate_classes(self) -> None:
-        """Builds the datamodule and the model alone."""
+        """Build the datamodule and the model alone."""
         built = self.parser.instantiate(self.config)
         self.datamodule, self.model = built.data, built.model
 

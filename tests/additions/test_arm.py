@@ -21,7 +21,7 @@ SWEEPS = {"fractions": "none"}
 
 @pytest.fixture
 def experiment(influence, tiny_qwen, data_cache, tmp_path: Path) -> Path:
-    """The folder of an experiment with arms that no shipped file describes, not even the one that they start from."""
+    """Return the folder of an experiment with arms that no shipped file describes, nor the one that they start from."""
     for name, (role, start, model) in ARMS.items():
         content = {"arm": {"role": role, "starts_from": start}, "model": model}
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))

@@ -22,14 +22,14 @@ def brier(labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
 
 
 def hardest_dataset(study: Study) -> Section:
-    """The section that the test adds."""
+    """Return the section that the test adds."""
     means = study.summary.groupby("dataset")["brier"].mean().reset_index()
     return Section("Which dataset is hardest", ["Mean over the arms."], [Table("hardest", "Brier score", means)])
 
 
 @pytest.fixture
 def made(influence, tiny_qwen, data_cache, tmp_path: Path, monkeypatch) -> Path:
-    """An experiment with both, its report and an export."""
+    """Return an experiment with both, its report and an export."""
     entry = Metric("brier", "Brier score", "", 1, 3, higher_is_better=False, function=brier, low=0, high=2)
     monkeypatch.setitem(METRICS, "brier", entry)
     monkeypatch.setattr("lightning_app.report.sections.SECTIONS", [*SECTIONS, hardest_dataset])

@@ -37,7 +37,7 @@ def make_table(size: int, seed: int) -> pa.Table:
 
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with a tokenizer of whole words that, as Qwen's, adds no special tokens."""
+    """Return a folder with a tokenizer of whole words that, as Qwen's, adds no special tokens."""
     vocabulary = {word: index for index, word in enumerate(["[UNK]", "<eos>", *WORDS])}
     backend = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     backend.pre_tokenizer = Whitespace()
@@ -48,19 +48,19 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def toy_class() -> type[Toy]:
-    """The toy dataset, not set up."""
+    """Return the toy dataset, not set up."""
     return Toy
 
 
 @pytest.fixture
 def toy_table() -> Callable[[int, int], pa.Table]:
-    """Makes so many toy rows with a seed."""
+    """Make so many toy rows with a seed."""
     return make_table
 
 
 @pytest.fixture
 def make_toy(tokenizer_folder: str, tmp_path: Path):
-    """Makes a toy datamodule, set up, with sizes that fit it."""
+    """Make a toy datamodule, set up, with sizes that fit it."""
 
     def make(**kwargs) -> Toy:
         sizes = {"head_init_size": 50, "train_size": 200, "dev_size": 60}

@@ -53,7 +53,7 @@ def write_csv(path, rows):
 
 @pytest.fixture
 def files(tmp_path, toy_table):
-    """The toy rows in three formats, one of them with the names of the labels."""
+    """Return the toy rows in three formats, one of them with the names of the labels."""
     for split, table in (("train", toy_table(600, 0)), ("test", toy_table(100, 1))):
         pq.write_table(table, tmp_path / f"{split}.parquet")
         table.to_pandas().to_csv(tmp_path / f"{split}.csv", index=False)

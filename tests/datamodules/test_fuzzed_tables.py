@@ -35,7 +35,7 @@ def path(tmp_path_factory):
 
 
 def load(path, file_format):
-    """What training reads of a file: the texts and the labels."""
+    """Return what training reads of a file: the texts and the labels."""
     files = {"train": str(path), "test": str(path)}
     pool, held_out = HubTextDataModule("none", file_format, "fuzzed", NAMES, data_files=files).load_source()
     assert pool.equals(held_out)
@@ -44,7 +44,7 @@ def load(path, file_format):
 
 
 def numbered(rows):
-    """The rows with their labels as numbers."""
+    """Return the rows with their labels as numbers."""
     return [(text, NAMES.index(label) if label else -1) for text, label in rows]
 
 

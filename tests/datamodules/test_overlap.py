@@ -10,7 +10,7 @@ TEXTS = st.lists(st.sampled_from(["a", "A.", "b", "(b)", "c", "--", "..."]), max
 
 
 def overlap_by_all_pairs(text, others):
-    """The definition, without an index."""
+    """Return the definition, without an index."""
     words = split_words(text)
     return any(words and (words == other or _lies_in(words, other) or _lies_in(other, words)) for other in others)
 

@@ -22,7 +22,7 @@ def study_words(tiny_qwen: str, data_cache: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def study(study_words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The experiment's folder, `outputs/study-quick`, of an uninterrupted run."""
+    """Return the experiment's folder, `outputs/study-quick`, of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("study")
     done = run_influence(*study_words, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -32,7 +32,7 @@ def study(study_words: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def hub_roots(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """What a local hub serves: real data, and a tiny Qwen2 under its true name."""
+    """Return what a local hub serves: real data, and a tiny Qwen2 under its true name."""
     if not (SHARED / "hub" / "serve.py").is_file():
         pytest.skip("the local hub is not there: ../shared/hub/serve.py")
     models = tmp_path_factory.mktemp("hub") / "models"
@@ -50,7 +50,7 @@ def hub(hub_roots: list[str], tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    """Runs of the command line that cost no imports, and into which faults can be put."""
+    """Provide runs of the command line that cost no imports and take injected faults."""
     folder = tmp_path_factory.mktemp("forks")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -69,7 +69,7 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
 
 @pytest.fixture(scope="session")
 def condition_words(tiny_qwen: str, data_cache: Path) -> Callable[[str, str], list[str]]:
-    """The words after `influence fit` that run one condition of the study, under another experiment's name."""
+    """Return the words after `influence fit` that run one condition of the study, under another experiment's name."""
 
     def words(arm: str, experiment: str) -> list[str]:
         shared = [ROOT / "configs" / name for name in ("base.yaml", "data/docstrings.yaml")]

@@ -21,7 +21,7 @@ from lightning_app.results.files import METRICS_FILE, write_json
 
 
 def reach(moment: str) -> None:
-    """Sends the signal if it is to be sent now."""
+    """Send the signal if it is to be sent now."""
     point = json.loads(Path("point").read_text()) if Path("point").exists() else {}
     if point.get("moment") == moment:
         Path("point").unlink()
@@ -29,14 +29,14 @@ def reach(moment: str) -> None:
 
 
 def check_inputs(conditions: list[Condition]) -> Plan:
-    """Finds nothing wrong, and two devices that need no package."""
+    """Find nothing wrong, and two devices that need no package."""
     reach("the inputs are checked")
     time.sleep(0.05)
     return Plan("cuda", 2, dict.fromkeys(conditions, 1))
 
 
 def serve(connection: Connection, index: int, threads: int | None) -> None:
-    """Does what a process of an experiment does, with these conditions."""
+    """Do what a process of an experiment does, with these conditions."""
     workers.try_condition = copy
     sys.modules["modules"] = SimpleNamespace(Caches=object)  # the real ones take seconds to import
     reach(f"process {index} begins")
@@ -44,7 +44,7 @@ def serve(connection: Connection, index: int, threads: int | None) -> None:
 
 
 def copy(condition: Condition, caches: object, verbose: bool) -> None:
-    """Completes a condition; the process of the first `influence` dies."""
+    """Complete a condition; the process of the first `influence` dies."""
     reach(f"{condition.arm} begins")
     if condition.folder.exists():
         shutil.rmtree(condition.folder)

@@ -37,7 +37,7 @@ class Handler(StreamRequestHandler):
     """Reads a run as a line of JSON, runs it in a process of its own, and answers with its exit status."""
 
     def handle(self) -> None:
-        """Serves one run."""
+        """Serve one run."""
         run = json.loads(self.rfile.readline())
         pid = os.fork()
         if pid == 0:
@@ -47,7 +47,7 @@ class Handler(StreamRequestHandler):
 
 
 def _run(words: list[str], cwd: str, out: str, err: str, faults: list[dict[str, Any]]) -> None:
-    """Does what `python -m lightning_app` does, in a folder, and ends the process."""
+    """Do what `python -m lightning_app` does, in a folder, and end the process."""
     os.chdir(cwd)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started the tests with it ignored
@@ -72,7 +72,7 @@ def _run(words: list[str], cwd: str, out: str, err: str, faults: list[dict[str, 
 
 
 def inject(where: str, act: str, call: int = 1, of: str = "", times: int = 1) -> None:
-    """Puts a fault into a function.
+    """Put a fault into a function.
 
     Args:
         where: The function, as `module:name` or `module:Class.name`.
@@ -125,7 +125,7 @@ def _raise(error: BaseException) -> Callable[..., Any]:
 
 
 def _fill_disk(whole: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Leaves no room below `outputs`, which should be a small disk."""
+    """Leave no room below `outputs`, which should be a small disk."""
     with contextlib.suppress(OSError), Path("outputs/filler").open("wb", buffering=0) as file:
         while file.write(bytes(4096)):
             pass
@@ -133,7 +133,7 @@ def _fill_disk(whole: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def _wait(whole: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Makes the file `waiting`, and goes on when there is a file `go`."""
+    """Make the file `waiting`, and go on when there is a file `go`."""
     Path("waiting").touch()
     while not Path("go").exists():
         time.sleep(0.01)
@@ -141,13 +141,13 @@ def _wait(whole: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def _stall(whole: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Stops the process whose number is in the file `hub`: it takes connections, and answers no more."""
+    """Stop the process whose number is in the file `hub`: it takes connections, and answers no more."""
     os.kill(int(Path("hub").read_text()), signal.SIGSTOP)
     return whole(*args, **kwargs)
 
 
 def _kill_halfway(whole: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-    """Leaves what a kill in the middle of a write leaves: the first half of the file."""
+    """Leave what a kill in the middle of a write leaves: the first half of the file."""
     whole(*args, **kwargs)
     file = next(arg for arg in args if isinstance(arg, Path) or hasattr(arg, "flush"))
     if not isinstance(file, Path):

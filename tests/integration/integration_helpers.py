@@ -22,20 +22,20 @@ UNREPEATABLE = ("seconds", "peak_memory_bytes", "fit_peak_memory_bytes", "gradie
 
 
 def environment(**env: str) -> dict[str, str]:
-    """That of a process which runs the code of this repository."""
+    """Return the environment of a process which runs the code of this repository."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "callbacks"), os.environ.get("PYTHONPATH", "")])
     return os.environ | {"PYTHONPATH": path} | env
 
 
 def run_influence(*words: object, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Runs `influence ...` in a process of its own."""
+    """Run `influence ...` in a process of its own."""
     command = [sys.executable, "-m", "lightning_app", *map(str, words)]
     return subprocess.run(command, cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=800)
 
 
 @contextmanager
 def serving(*options: str) -> Iterator[tuple[str, int]]:
-    """A local hub with options of its `serve.py`: its address and the number of its process."""
+    """Yield a local hub with options of its `serve.py`: its address and the number of its process."""
     command = [sys.executable, str(SHARED / "hub" / "serve.py"), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
@@ -46,19 +46,19 @@ def serving(*options: str) -> Iterator[tuple[str, int]]:
 
 
 def table_of(printed: str) -> list[list[str]]:
-    """The rows of the comparison table in what a command printed, without the seconds."""
+    """Return the rows of the comparison table in what a command printed, without the seconds."""
     rows = [line.strip("| \n").split("|") for line in printed.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in row[:-1]] for row in rows if not row[0].startswith(":")]
 
 
 def metrics_of(run: Path) -> dict:
-    """What a condition measured, without clock and memory."""
+    """Return what a condition measured, without clock and memory."""
     metrics = json.loads((run / "metrics.json").read_text())
     return {key: value for key, value in metrics.items() if key not in UNREPEATABLE}
 
 
 def predictions_of(run: Path) -> dict:
-    """Rows, labels and logits, to the bit."""
+    """Return rows, labels and logits, to the bit."""
     return pq.read_table(run / "predictions.parquet").to_pydict()
 
 
@@ -78,11 +78,11 @@ class ForkServer:
 
     @property
     def port(self) -> list[str]:
-        """Options of a hub that these runs find."""
+        """Return options of a hub that these runs find."""
         return ["--port", self.endpoint.rpartition(":")[2]]
 
     def run(self, *words: object, cwd: Path, faults: Sequence[dict[str, Any]] = ()) -> subprocess.CompletedProcess[str]:
-        """Runs `influence ...`, with faults (arguments of `fork_server.inject`)."""
+        """Run `influence ...`, with faults (arguments of `fork_server.inject`)."""
         out, err = (cwd / f".{name}.{time.monotonic_ns()}" for name in ("out", "err"))
         asked = {"words": [*map(str, words)], "cwd": str(cwd), "out": str(out), "err": str(err)}
         with socket.socket(socket.AF_UNIX) as connection:

@@ -20,7 +20,7 @@ ray_exceptions = pytest.importorskip("ray", reason="needs the extra `cluster`").
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A cluster whose head runs nothing, and two nodes that run a condition each."""
+    """Yield a cluster whose head runs nothing, and two nodes that run a condition each."""
     from ray.cluster_utils import Cluster
 
     here = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache_of_nodes"))}

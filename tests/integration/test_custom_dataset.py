@@ -22,7 +22,7 @@ WORDS = {"negative": ["dull", "slow", "empty", "loud"], "positive": ["warm", "fu
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """The example's two CSV files and its YAML, with fewer rows than it asks for by default."""
+    """Return the example's two CSV files and its YAML, with fewer rows than it asks for by default."""
     rng, number = random.Random(0), 0
     for split, rows in (("train", 160), ("test", 40)):
         with (tmp_path / f"{split}.csv").open("w", newline="") as file:

@@ -34,13 +34,13 @@ def assert_equal_results(folder: Path, study: Path) -> None:
 
 
 def children_of(pid: int) -> list[int]:
-    """Processes that run conditions: not the one with which Python tracks semaphores."""
+    """Return the processes that run conditions, not the one with which Python tracks semaphores."""
     children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return [child for child in children if b"spawn_main" in command_of(child)]
 
 
 def command_of(pid: int) -> bytes:
-    """The command line of a process; empty if it has just ended."""
+    """Return the command line of a process; empty if it has just ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -48,7 +48,7 @@ def command_of(pid: int) -> bytes:
 
 
 def begin(words: list[str], cwd: Path, conditions: int, processes: int = 0) -> subprocess.Popen[str]:
-    """Starts an experiment, and returns when so many of its conditions and processes have begun."""
+    """Start an experiment, and return when so many of its conditions and processes have begun."""
     command = [sys.executable, "-m", "lightning_app", *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     run = subprocess.Popen(command, cwd=cwd, env=environment(), text=True, start_new_session=True, **pipes)

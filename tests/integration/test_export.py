@@ -42,7 +42,7 @@ def own_modules(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def exported(study, tmp_path_factory):
-    """Exports an arm of the study, once; returns the folder and the run, built anew: exporting merges adapters."""
+    """Export an arm of the study, once; return the folder and the run, built anew: exporting merges adapters."""
     folder, done = tmp_path_factory.mktemp("exported"), {}
 
     def get(arm: str) -> tuple[Path, TrainedRun]:
@@ -72,7 +72,7 @@ def tiny_bert(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def mean_pooled(tiny_bert, tmp_path_factory) -> Path:
-    """An experiment on a mean-pooled encoder and texts in CSV files: baseline and LoRA."""
+    """Return an experiment on a mean-pooled encoder and texts in CSV files: baseline and LoRA."""
     folder = tmp_path_factory.mktemp("mean_pooled")
     rows = [[" ".join([*WORDS[: row % 7 + 2], WORDS[row // 10], WORDS[row % 10]]), row % 2] for row in range(100)]
     for split, chosen in (("train", rows[:80]), ("test", rows[80:])):
@@ -203,7 +203,7 @@ def test_the_tokenizer_of_a_mean_pooled_encoder_needs_no_code(mean_pooled, tmp_p
 
 
 def run_code(card: Path) -> dict:
-    """Runs the card's code, block after block, with the folder that the card lies in."""
+    """Run the card's code, block after block, with the folder that the card lies in."""
     names: dict = {}
     for block in re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL):
         exec(block.replace("path/to/this/folder", str(card.parent)), names)

@@ -36,7 +36,7 @@ NO_PAUSE = at("time:sleep", "leave out", times=10**9)
 
 @pytest.fixture(scope="module")
 def words(tiny_qwen: str) -> list[str]:
-    """An experiment of a second: the baseline, influence+all, lora."""
+    """Return an experiment of a second: the baseline, influence+all, lora."""
     grid = ["--datasets", "docstrings", "--backbone", tiny_qwen, "--arms", "baseline", "influence+all", "lora"]
     sizes = [f"data.{split}_size=48" for split in SPLITS]
     sets = ["--set", *sizes, "data.cache_dir=cache", "trainer.max_epochs=2", "trainer.accelerator=cpu"]
@@ -44,14 +44,14 @@ def words(tiny_qwen: str) -> list[str]:
 
 
 def results_of(folder: Path) -> dict[str, Any]:
-    """What each condition measured and predicted."""
+    """Return what each condition measured and predicted."""
     runs = [path.parent for path in folder.rglob("metrics.json")]
     return {run.parent.name: (metrics_of(run), predictions_of(run)) for run in runs}
 
 
 @pytest.fixture(scope="module")
 def whole(forks, words, tmp_path_factory) -> dict[str, Any]:
-    """The results of an experiment that nothing happened to."""
+    """Return the results of an experiment that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole")
     done = forks.run(*words, cwd=folder, faults=[NO_REPORT])
     assert done.returncode == 0, done.stderr
@@ -60,7 +60,7 @@ def whole(forks, words, tmp_path_factory) -> dict[str, Any]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MB at `outputs`."""
+    """Yield a file system of 4 MB at `outputs`."""
     (tmp_path / "outputs").mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path / "outputs")]
     if not hasattr(os, "geteuid") or os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
@@ -194,7 +194,7 @@ def test_what_a_condition_without_memory_held_is_free_for_the_next(monkeypatch, 
 
 @contextmanager
 def waiting(forks, words: list[str], fault: dict[str, Any], cwd: Path) -> Iterator[Callable[[], Any]]:
-    """A run that has come to a fault of act `wait`; what is yielded lets it go on, and returns it when it is done."""
+    """Yield a function that lets a run continue which waits at a fault of act `wait`, and returns it when it ends."""
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit(forks.run, *words, cwd=cwd, faults=[fault, NO_REPORT])
         try:
@@ -255,7 +255,7 @@ def test_two_processes_may_write_a_cache_at_once(file, forks, words, whole, tmp_
 
 @pytest.fixture(scope="module")
 def hub_words() -> list[str]:
-    """A baseline whose data and model come from the hub."""
+    """Return a baseline whose data and model come from the hub."""
     sizes = [f"data.{split}_size=48" for split in SPLITS]
     grid = ["--datasets", "sst2", "--arms", "baseline", "--name", "study"]
     return ["experiment", *grid, "--set", *sizes, "trainer.max_epochs=1", "trainer.accelerator=cpu"]
@@ -263,7 +263,7 @@ def hub_words() -> list[str]:
 
 @pytest.fixture(scope="module")
 def from_hub(hub_roots, forks, hub_words, tmp_path_factory) -> dict[str, Any]:
-    """The results of a run with a hub that is well."""
+    """Return the results of a run with a hub that is well."""
     folder = tmp_path_factory.mktemp("hub-is-well")
     with serving(*hub_roots, *forks.port):
         done = forks.run(*hub_words, cwd=folder, faults=[NO_REPORT])

@@ -67,7 +67,7 @@ NO_REPORT = at("lightning_app.report:write_report", act="leave out")
 
 @pytest.fixture(scope="module")
 def words(tiny_qwen: str) -> list[str]:
-    """An experiment of a second: three arms, three batches an epoch, two epochs, dropout."""
+    """Return an experiment of a second: three arms, three batches an epoch, two epochs, dropout."""
     grid = ["--datasets", "docstrings", "--backbone", tiny_qwen, "--name", "study"]
     sizes = [f"data.{split}_size=48" for split in SPLITS]
     return ["experiment", *grid, "--set", *sizes, "trainer.max_epochs=2", "trainer.accelerator=cpu"]
@@ -82,7 +82,7 @@ LORA = ["lora:model.dropout=0.5", "--arms", "baseline", "lora"]
 
 
 def results_of(folder: Path) -> dict[str, Any]:
-    """What each condition measured and predicted."""
+    """Return what each condition measured and predicted."""
     runs = [path.parent for path in folder.rglob("metrics.json")]
     return {run.parent.name: (metrics_of(run), predictions_of(run)) for run in runs}
 
@@ -99,7 +99,7 @@ def made(forks: ForkServer, words: list[str], tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def whole(made: Path) -> dict[str, Any]:
-    """The results of those runs."""
+    """Return the results of those runs."""
     return results_of(made)
 
 

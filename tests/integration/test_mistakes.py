@@ -7,7 +7,7 @@ import pytest
 
 
 def told(capsys) -> str:
-    """The message; an exception that got through would have failed the test already."""
+    """Return the message; an exception that got through would have failed the test already."""
     return capsys.readouterr().err.rpartition("error: ")[2]
 
 

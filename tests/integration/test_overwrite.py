@@ -23,7 +23,7 @@ COMMANDS = {
 
 @pytest.fixture
 def words(study, study_words, condition_words, tmp_path):
-    """The words of a command in a folder where all that it would write is complete; the folder is ready."""
+    """Return the words of a command in a folder where all that it would write is complete; the folder is ready."""
     shutil.copytree(study.parent, tmp_path / "outputs")
     (tmp_path / "table.csv").write_text("text\nreturn the sum\n")
     (tmp_path / "labelled.csv").write_text("somebody's own")
@@ -40,7 +40,7 @@ def words(study, study_words, condition_words, tmp_path):
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Digests of the files; hidden ones are locks, and what the runs printed."""
+    """Return digests of the files; hidden ones are locks, and what the runs printed."""
     files = [path for path in folder.rglob("[!.]*") if path.is_file()]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 

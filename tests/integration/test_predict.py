@@ -23,7 +23,7 @@ def best(study) -> Path:
 
 @pytest.fixture(scope="module")
 def eval_rows(best) -> pa.Table:
-    """The rows that the study evaluated, in its order."""
+    """Return the rows that the study evaluated, in its order."""
     _, held_out = TrainedRun(best).datamodule.load_source()
     rows = predictions_of(best.parents[1])["row"]
     texts = dict(zip(held_out["row"].to_pylist(), held_out["text"].to_pylist(), strict=True))

@@ -65,7 +65,7 @@ Ends = tuple[CompletedProcess[str], list[str], CompletedProcess[str], Path]
 
 
 def processes_in(folder: Path) -> list[str]:
-    """The command lines of processes that work in a folder."""
+    """Return the command lines of processes that work in a folder."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:

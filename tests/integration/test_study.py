@@ -108,7 +108,7 @@ CONTROLS = ("baseline_converged", "influence_highest", "influence_highest+head",
 
 @pytest.fixture(scope="module")
 def controls(study, study_words, tmp_path_factory) -> Path:
-    """The same experiment, continued with controls and a sweep."""
+    """Return the same experiment, continued with controls and a sweep."""
     folder = tmp_path_factory.mktemp("controls")
     shutil.copytree(study.parent, folder / "outputs")
     done = run_influence(*study_words, "--arms", *ARMS, *CONTROLS, cwd=folder)

@@ -11,7 +11,7 @@ from lightning_app.results.files import read_json
 
 
 def assert_close(found: Any, expected: Any, where: str = "") -> None:
-    """Compares what JSON files hold; sums over two processes differ in their last bits."""
+    """Compare what JSON files hold; sums over two processes differ in their last bits."""
     if isinstance(expected, dict):
         assert found.keys() == expected.keys(), where
         for key, value in expected.items():

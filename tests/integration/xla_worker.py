@@ -25,13 +25,13 @@ WHOLE_EPOCH_START, WHOLE_RUN = Classifier.on_train_epoch_start, conditions.run_c
 
 
 def count(name: str) -> None:
-    """Records how many programs were compiled so far."""
+    """Record how many programs were compiled so far."""
     data = xla.metric_data("CompileTime")
     COUNTS.append((name, data[0] if data else 0))
 
 
 def on_train_epoch_start(module: Classifier) -> None:
-    """Counts at the start of an epoch."""
+    """Count at the start of an epoch."""
     name = f"{type(module).__name__} {module.current_epoch}"
     count(name)
     if os.environ.get("KILL_AT") == name:
@@ -40,7 +40,7 @@ def on_train_epoch_start(module: Classifier) -> None:
 
 
 def run_condition(condition: conditions.Condition, *args: Any) -> None:
-    """Counts at the start of a condition."""
+    """Count at the start of a condition."""
     count(condition.arm)
     WHOLE_RUN(condition, *args)
 

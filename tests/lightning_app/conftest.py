@@ -29,7 +29,7 @@ ARMS = {
 
 
 def write_condition(folder: Path, dataset: str, arm: str, seed: int, accuracy: float, **more) -> Path:
-    """Writes `metrics.json` of a complete condition; returns its folder."""
+    """Write `metrics.json` of a complete condition; return its folder."""
     run = folder / dataset / arm / f"seed{seed}"
     metrics = {
         "dataset": dataset,
@@ -65,7 +65,7 @@ def write_condition(folder: Path, dataset: str, arm: str, seed: int, accuracy: f
 
 
 def agree(run: Path) -> Path:
-    """Makes the metrics of a condition those of its predictions, where both are there; returns its folder."""
+    """Make the metrics of a condition those of its predictions, where both are there; return its folder."""
     if (run / "predictions.parquet").is_file() and (run / "metrics.json").is_file():
         metrics, table = read_json(run / "metrics.json"), pq.read_table(run / "predictions.parquet").to_pydict()
         evaluation = evaluate("", "", 0, *(np.array(table[name]) for name in ("row", "label", "logits")))
@@ -74,7 +74,7 @@ def agree(run: Path) -> Path:
 
 
 def write_predictions(run: Path, accuracy: float, rows: int = ROWS) -> None:
-    """Leaves predictions that are right in this share of the rows, the same rows first in every condition."""
+    """Leave predictions that are right in this share of the rows, the same rows first in every condition."""
     right = (np.arange(rows) + 0.5) / rows < accuracy
     logits = np.where(right[:, None], [2.0, 0.0], [0.0, 2.0])
     columns = {"row": np.arange(rows), "label": np.zeros(rows, int), "logits": list(logits)}
@@ -83,7 +83,7 @@ def write_predictions(run: Path, accuracy: float, rows: int = ROWS) -> None:
 
 
 def write_study(folder: Path, dataset: str = "sst2", seeds: int = 3, **accuracy: float) -> Path:
-    """Leaves arms with metrics and predictions; seeds differ by a row or two."""
+    """Leave arms with metrics and predictions; seeds differ by a row or two."""
     for arm, share in accuracy.items():
         for seed in range(seeds):
             own = share + seed / ROWS
@@ -92,14 +92,14 @@ def write_study(folder: Path, dataset: str = "sst2", seeds: int = 3, **accuracy:
 
 
 def write_mask(run: Path, flags: Mapping[str, torch.Tensor]) -> str:
-    """Leaves a mask; returns its digest."""
+    """Leave a mask; return its digest."""
     mask = Mask.from_flags(flags)
     mask.save(run / "mask.safetensors")
     return mask.digest
 
 
 def write_curves(run: Path, **curves: Mapping[int, float]) -> None:
-    """Leaves an event file; `val__accuracy` stands for `val/accuracy`."""
+    """Leave an event file; `val__accuracy` stands for `val/accuracy`."""
     with SummaryWriter(str(run)) as writer:
         for name, points in curves.items():
             for step, value in points.items():
@@ -107,7 +107,7 @@ def write_curves(run: Path, **curves: Mapping[int, float]) -> None:
 
 
 def write_sweep(folder: Path, dataset: str, seed: int = 0, points: int = 3, arm: str = "sweep") -> None:
-    """Leaves a sweep of both tails: fractions 1e-5, 1e-4, ..., predictions of 1,000 times the fraction.
+    """Leave a sweep of both tails: fractions 1e-5, 1e-4, ..., predictions of 1,000 times the fraction.
 
     The two smallest masks change the loss half as much as predicted, larger ones raise it.
     """
@@ -146,7 +146,7 @@ def experiment(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def write() -> type:
-    """The writers of this file."""
+    """Return the writers of this file."""
 
     class Write:
         condition, predictions, study = map(staticmethod, (write_condition, write_predictions, write_study))

@@ -20,7 +20,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory) -> Path:
-    """The script for bash, made once: it takes seconds."""
+    """Return the script for bash, made once: it takes seconds."""
     pytest.importorskip("shtab", reason="the extra `completion` is not installed")
     if shutil.which("bash") is None:
         pytest.skip("there is no bash")

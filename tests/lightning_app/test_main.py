@@ -13,7 +13,7 @@ from lightning_app.signals import Stopped
 
 
 def run(monkeypatch, command: str, function) -> int:
-    """Runs a command that does no more than call a function."""
+    """Run a command that does no more than call a function."""
     monkeypatch.setattr(__main__, "import_module", lambda name: SimpleNamespace(main=lambda *_: function()))
     return main([command])
 

@@ -107,7 +107,7 @@ class NotBuiltError(Exception):
 
 
 def shrunk(config: PretrainedConfig) -> dict[str, Any]:
-    """The fields of a configuration that must change for a model of two narrow layers."""
+    """Return the fields of a configuration that must change for a model of two narrow layers."""
     small: dict[str, Any] = {}
     for name, value in config.to_dict().items():
         part = vars(config).get(name)
@@ -128,7 +128,7 @@ def shrunk(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def model_class(model_type: str) -> Any:
-    """The class that `AutoModel` has for an architecture."""
+    """Return the class that `AutoModel` has for an architecture."""
     try:
         found = AutoModel._model_mapping[CONFIG_MAPPING[model_type]]
         found = found[0] if isinstance(found, tuple) else found
@@ -139,7 +139,7 @@ def model_class(model_type: str) -> Any:
 
 
 def build(model_type: str, **options: Any) -> PreTrainedModel:
-    """The architecture with two narrow layers of random weights, as `load_backbone` would return it.
+    """Return the architecture with two narrow layers of random weights, as `load_backbone` would return it.
 
     Args:
         model_type: One of `ARCHITECTURES`.
@@ -170,7 +170,7 @@ def build(model_type: str, **options: Any) -> PreTrainedModel:
 
 
 def arm(kind: type[Classifier], model: PreTrainedModel, **options: Any) -> Any:
-    """An arm on a model that is in memory."""
+    """Return an arm on a model that is in memory."""
     with patch("modules.classifier.load_backbone", lambda name: model):
         made = kind(backbone=model.config.model_type, num_labels=3, **options)
     made.head.weight.data.normal_(generator=torch.Generator().manual_seed(0))  # a new head gives logits of zero
@@ -178,7 +178,7 @@ def arm(kind: type[Classifier], model: PreTrainedModel, **options: Any) -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line that depends on no path."""
+    """Return what an error says, in one line that depends on no path."""
     text = " ".join(str(error).split()).removeprefix("Class validation error for validator 'validate_architecture': ")
     text = re.sub(r" (neither|nor)? ?in <module.*?>", "", text)
     return re.split(r"(?<=[^.])\. |\.$", text.removeprefix("ValueError: "))[0]
@@ -198,7 +198,7 @@ class Outcome:
 
 
 def outcome(model_type: str) -> Outcome:
-    """Builds an architecture and constructs arms on it."""
+    """Build an architecture and construct arms on it."""
     try:
         model = build(model_type)
         baseline = arm(Baseline, model)
@@ -235,7 +235,7 @@ def listed(text: str) -> str:
 
 
 def tables(outcomes: dict[str, Outcome]) -> str:
-    """The list as Markdown: a row per accepted architecture, then a row per reason."""
+    """Return the list as Markdown: a row per accepted architecture, then a row per reason."""
     accepted = {model_type: o for model_type, o in outcomes.items() if o.status == "accepted"}
     lines = [
         f"Transformers {transformers.__version__}: {len(accepted)} accepted.",

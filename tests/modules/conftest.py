@@ -11,7 +11,7 @@ from modules import Caches, Classifier
 
 @pytest.fixture
 def with_head() -> Callable[..., Classifier]:
-    """Gives a module a head of random weights and constants, as if it were trained: a new one gives logits of zero."""
+    """Give a module a head of random weights and constants, as if it were trained: a new one gives logits of zero."""
 
     def fill(module: Classifier, seed: int = 0) -> Classifier:
         generator = torch.Generator().manual_seed(seed)
@@ -25,7 +25,7 @@ def with_head() -> Callable[..., Classifier]:
 
 @pytest.fixture
 def docstrings(tiny_qwen: str, data_cache: Path) -> Callable[..., Docstrings]:
-    """Makes datamodules of 50 rows a split."""
+    """Make datamodules of 50 rows a split."""
 
     def make(**options: object) -> Docstrings:
         sizes = {f"{split}_size": 50 for split in ("head_init", "train", "dev", "eval")}
@@ -36,7 +36,7 @@ def docstrings(tiny_qwen: str, data_cache: Path) -> Callable[..., Docstrings]:
 
 @pytest.fixture
 def trainer(tmp_path: Path) -> Callable[..., Trainer]:
-    """Makes Trainers that leave nothing but what a module itself writes, in an empty folder."""
+    """Make Trainers that leave nothing but what a module itself writes, in an empty folder."""
     quiet: dict = dict.fromkeys(
         ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
     )
@@ -52,7 +52,7 @@ def caches() -> Caches:
 
 @pytest.fixture
 def backbone_calls() -> Callable[[LightningModule], list[int]]:
-    """Counts, in the list that it returns, the rows of each call of a module's backbone."""
+    """Count, in the list that it returns, the rows of each call of a module's backbone."""
 
     def count(module: LightningModule) -> list[int]:
         calls: list[int] = []

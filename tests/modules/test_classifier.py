@@ -102,7 +102,7 @@ def test_gradients_are_clipped_in_every_precision(precision, tiny_qwen, docstrin
             norms.append(torch.nn.utils.get_total_norm(grads).item())
 
         def optimizer_zero_grad(self, *_):
-            """Keeps the gradients of the step that is taken."""
+            """Keep the gradients of the step that is taken."""
             self.zero_grad()
 
     module = Watched(backbone=tiny_qwen, num_labels=7)

@@ -10,7 +10,7 @@ from modules.backbone import compile_layers
 
 @pytest.fixture(autouse=True)
 def without_code_generation(monkeypatch):
-    """Captures programs as for a compiler, and runs them operator by operator: equal to the bit."""
+    """Capture programs as for a compiler, and run them operator by operator: equal to the bit."""
     torch._dynamo.reset()
     counters.clear()
     monkeypatch.setattr("modules.classifier.compile_layers", partial(compile_layers, backend="eager"))

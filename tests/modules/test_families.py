@@ -33,7 +33,7 @@ NOT_CANDIDATES = (
 
 @torch.no_grad()
 def in_a_batch_and_alone(read: Any) -> tuple[Tensor, Tensor]:
-    """What `read` makes of the rows of a padded batch, and of each row alone."""
+    """Return what `read` makes of the rows of a padded batch, and of each row alone."""
     alone = [read(IDS[row : row + 1, :n], MASK[row : row + 1, :n]) for row, n in enumerate(LENGTHS)]
     return read(IDS, MASK), torch.cat(alone)
 
@@ -59,7 +59,7 @@ def was_right(model: PreTrainedModel) -> bool:
 
 
 def check_candidates(model: PreTrainedModel) -> None:
-    """Candidates are the matrices of the blocks less the exceptions, and each has a gradient; or they are refused."""
+    """Check that candidates are the blocks' matrices less the exceptions, each with a gradient, or are refused."""
     blocks = [name for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and m]
     starts = tuple(f"{block}." for block in blocks)
     in_blocks = [name for name, p in model.named_parameters() if p.ndim >= 2 and name.startswith(starts)]

@@ -10,7 +10,7 @@ from modules.masking import DEFAULT_OPTIONS
 
 @pytest.fixture
 def masked(tiny_qwen, docstrings, trainer, caches, with_head):
-    """Masks a model with the same random head and returns its masking; all share one `Caches`."""
+    """Mask a model with the same random head and return its masking; all share one `Caches`."""
 
     def run(seed=0, data=None, targets=None, **options):
         masking = replace(DEFAULT_OPTIONS, **options)
@@ -109,7 +109,7 @@ def test_a_sweep_ranks_weights_within_the_scope_of_its_options(masked, tiny_qwen
 
 @pytest.fixture
 def saved(tiny_qwen, docstrings, trainer, tmp_path, with_head):
-    """Saves a checkpoint of a masked model; returns its content and the model."""
+    """Save a checkpoint of a masked model; return its content and the model."""
 
     def save(weights_only):
         module, path = with_head(Influence(backbone=tiny_qwen, num_labels=7)), tmp_path / "saved.ckpt"

@@ -27,7 +27,7 @@ def test_a_start_is_read_back_as_it_was_saved_and_is_small(tmp_path):
 
 
 def test_a_missing_start_is_told_by_its_path(tmp_path):
-    with pytest.raises(StartError, match=r"No baseline start at .*nowhere"):
+    with pytest.raises(StartError, match=r"No head checkpoint at .*nowhere"):
         Start.load(tmp_path / "nowhere.safetensors")
 
 
@@ -55,5 +55,5 @@ def test_a_start_from_other_splits_or_another_seed_is_refused(tmp_path, fingerpr
 def test_a_damaged_start_is_refused(tmp_path):
     path = make_start(tmp_path).path
     path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(StartError, match="is not a baseline start"):
+    with pytest.raises(StartError, match="is not a head checkpoint"):
         Start.load(path)

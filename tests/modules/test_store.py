@@ -14,7 +14,7 @@ CONTENT = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([7])}, {"loss": 
 
 
 def get(store, key="k", content=CONTENT):
-    """What a store returns, and whether it had to be made."""
+    """Return what a store returns, and whether it had to be made."""
     made = []
     tensors, known = store.get(key, lambda: made.append(1) or content)
     return {name: tensor.tolist() for name, tensor in tensors.items()}, known, bool(made)

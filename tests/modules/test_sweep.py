@@ -49,7 +49,7 @@ def test_a_point_is_what_the_arm_of_that_mask_finds(tail, swept, tiny_qwen, docs
 
 
 def evaluated(trainer, module, data) -> dict[str, torch.Tensor]:
-    """Rows, labels and logits of an evaluation of the dev split."""
+    """Return rows, labels and logits of an evaluation of the dev split."""
     logger = MetricLogger()
     trainer(callbacks=[logger]).validate(module, data.ordered_dataloader("dev"), verbose=False)
     return logger.columns

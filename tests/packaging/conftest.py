@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def pip() -> Callable[..., None]:
-    """Runs pip in the root folder, without the options that this machine gives it; fails with its message."""
+    """Run pip in the root folder, without the options that this machine gives it; fail with its message."""
     pytest.importorskip("hatchling", reason="hatchling, of the extra `test`, is not installed")
 
     def run(*words: str) -> None:

@@ -67,7 +67,7 @@ FILES = module_files()
 
 
 def imported_names(path: Path) -> Iterator[str]:
-    """The dotted names that a file imports; `from package import name` gives `package.name`."""
+    """Yield the dotted names that a file imports; `from package import name` gives `package.name`."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -77,7 +77,7 @@ def imported_names(path: Path) -> Iterator[str]:
 
 
 def modules_imported_by(module: str) -> set[str]:
-    """The modules of ours that one imports."""
+    """Return the modules of ours that one imports."""
     names = list(imported_names(FILES[module]))
     return {name if name in FILES else name.rpartition(".")[0] for name in names} & FILES.keys()
 
@@ -131,7 +131,7 @@ def test_what_a_distribution_imports_is_declared(project, packages):
 
 
 def declared_distributions(pyproject: Path) -> set[str]:
-    """The distributions that a project needs, always or by an extra for its users."""
+    """Return the distributions that a project needs, always or by an extra for its users."""
     project = tomllib.loads(pyproject.read_text())["project"]
     extras = {name: needed for name, needed in project["optional-dependencies"].items() if name in USER_EXTRAS}
     lines = [*project["dependencies"], *(line for needed in extras.values() for line in needed)]

@@ -20,7 +20,7 @@ MAY_REPEAT = {
 
 
 def public_names(path: Path) -> Iterator[str]:
-    """The names that a module defines at its top level, without those that begin with an underscore."""
+    """Yield the names that a module defines at its top level, without those that begin with an underscore."""
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             names = [node.name]
@@ -33,7 +33,7 @@ def public_names(path: Path) -> Iterator[str]:
 
 
 def repeated_names() -> dict[str, list[str]]:
-    """The files of each name that more than one module defines."""
+    """Return the files of each name that more than one module defines."""
     files = defaultdict(set)
     for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
         for name in public_names(path):

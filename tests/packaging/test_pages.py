@@ -18,7 +18,7 @@ LINK = re.compile(r"\]\((?!http)([^)#]+)")
 
 
 def defined_names(path: Path) -> set[str]:
-    """What a file defines: functions, classes, constants, and `Class.method`."""
+    """Return what a file defines: functions, classes, constants, and `Class.method`."""
     names = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ClassDef):

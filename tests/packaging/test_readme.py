@@ -29,7 +29,7 @@ class ParseOnly(InfluenceCLI):
         super().__init__(args, run=False)
 
     def instantiate_classes(self) -> None:
-        """Builds nothing."""
+        """Build nothing."""
 
 
 def test_commands_are_found():

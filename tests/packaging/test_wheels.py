@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def fresh(wheels: Path, pip: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new environment in which pip has installed both wheels, with no index at hand."""
+    """Return a new environment in which pip has installed both wheels, with no index at hand."""
     folder = tmp_path_factory.mktemp("fresh")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     offline = ["--quiet", "--no-index", "--no-deps", "--find-links", str(wheels)]

@@ -27,13 +27,13 @@ class Payload:
 
 @pytest.fixture
 def trace(tmp_path: Path) -> Path:
-    """The file that exists only if something was executed."""
+    """Return the file that exists only if something was executed."""
     return tmp_path / "executed"
 
 
 @pytest.fixture(params=["plain pickle", "archive"])
 def malicious(request: pytest.FixtureRequest, trace: Path) -> Callable[..., Path]:
-    """Writes a file that carries a payload, as a pickle or as an archive that `torch.load` reads."""
+    """Write a file that carries a payload, as a pickle or as an archive that `torch.load` reads."""
 
     def write(path: Path, **content: object) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def malicious(request: pytest.FixtureRequest, trace: Path) -> Callable[..., Path
 
 @pytest.fixture(scope="session")
 def experiment_words(tiny_qwen: str, data_cache: Path) -> list[str]:
-    """The words after `influence experiment` that make the study."""
+    """Return the words after `influence experiment` that make the study."""
     arms = ["baseline", "influence", "lora", "sweep"]
     grid = ["--datasets", "docstrings", "--arms", *arms, "--backbone", tiny_qwen, "--name", "study", "--quick"]
     return [*grid, "--set", f"data.cache_dir={data_cache}", "trainer.max_epochs=1", "trainer.accelerator=cpu"]
@@ -67,13 +67,13 @@ def original(experiment_words: list[str], tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def study(original: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be damaged."""
+    """Return a copy of it, to be damaged."""
     return shutil.copytree(original, tmp_path / "outputs" / "study-quick")
 
 
 @pytest.fixture
 def words(tiny_qwen: str, data_cache: Path, original: Path) -> Callable[..., list[str]]:
-    """The words after `influence fit` that run one condition as the experiment did, from the experiment's start."""
+    """Return the words after `influence fit` that run one condition as the experiment did, from its start."""
 
     def make(arm: str, *more: str) -> list[str]:
         files = [CONFIGS / name for name in ("base.yaml", "data/docstrings.yaml", f"arms/{arm}.yaml")]
@@ -92,7 +92,7 @@ def words(tiny_qwen: str, data_cache: Path, original: Path) -> Callable[..., lis
 
 @pytest.fixture
 def refused(influence: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must be refused: status 2, one message, no traceback; returns the message."""
+    """Run a command that must be refused: status 2, one message, no traceback; return the message."""
 
     def run(*command: object) -> str:
         capsys.readouterr()

@@ -15,7 +15,7 @@ Outcome = tuple[Any, str | None]
 
 
 def outcome(call: Callable[[], Any]) -> Outcome:
-    """Calls; an exception that is no user's mistake is a fault of ours, and gets through."""
+    """Call; an exception that is no user's mistake is a fault of ours, and gets through."""
     try:
         return call(), None
     except Exception as error:
@@ -25,7 +25,7 @@ def outcome(call: Callable[[], Any]) -> Outcome:
 
 
 def read_broken(file: Path, content: bytes, read: Callable[[Path], Any]) -> Outcome:
-    """Reads a file with another content; it is afterwards what it was."""
+    """Read a file with another content; it is afterwards what it was."""
     whole = file.read_bytes()
     file.write_bytes(content)
     try:
@@ -55,7 +55,7 @@ def examples(count: int) -> settings:
 
 @st.composite
 def broken_bytes(draw: st.DrawFn, content: bytes) -> bytes:
-    """A file with one to three bytes changed, or cut, or with bytes put in."""
+    """Return a file with one to three bytes changed, or cut, or with bytes put in."""
     kind, place = draw(st.sampled_from(["change", "cut", "insert"])), draw(st.integers(0, len(content) - 1))
     if kind == "cut":
         return content[:place] + content[draw(st.integers(place + 1, len(content))) :]
@@ -69,7 +69,7 @@ def broken_bytes(draw: st.DrawFn, content: bytes) -> bytes:
 
 @st.composite
 def broken_values(draw: st.DrawFn, content: Any) -> Any:
-    """A copy of what JSON or YAML holds with one to three values, names or entries changed."""
+    """Return a copy of what JSON or YAML holds with one to three values, names or entries changed."""
     changed = copy.deepcopy(content)
     for _ in range(draw(st.integers(1, 3))):
         places = list(_places(changed))

@@ -12,7 +12,7 @@ from influence_masking import Mask
 
 @pytest.fixture
 def changed(original, tmp_path):
-    """Writes an arm's best checkpoint, changed by a function; returns its path."""
+    """Write an arm's best checkpoint, changed by a function; return its path."""
 
     def write(arm: str, change) -> Path:
         checkpoint = torch.load(
@@ -25,7 +25,7 @@ def changed(original, tmp_path):
 
 
 def weights(key: str, value):
-    """A change of one of the weights."""
+    """Return a change of one of the weights."""
     return lambda checkpoint: checkpoint["state_dict"].update({key: value})
 
 
@@ -117,7 +117,7 @@ def test_a_flipped_bit_in_the_weights_is_refused(changed, words, refused):
     assert f"the checksum of {largest.filename} is wrong" in refused("validate", *words("lora", f"--ckpt_path={path}"))
 
 
-@pytest.mark.parametrize(("given", "what"), [("", "a folder"), ("start", "a baseline start"), ("mask", "a mask")])
+@pytest.mark.parametrize(("given", "what"), [("", "a folder"), ("start", "a head checkpoint"), ("mask", "a mask")])
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "export"])
 def test_what_is_given_instead_of_a_checkpoint_is_named(given, what, command, original, words, refused, tmp_path):
     run = original / "docstrings" / ("baseline" if given == "start" else "influence") / "seed0"
@@ -138,7 +138,9 @@ def test_what_is_given_instead_of_a_start_is_named(given, original, words, refus
     path = original / "docstrings" / "influence" / "seed0" / given
     told = refused("fit", *words("lora", f"--model.start={path}"))
     kinds = {"": "a folder", "mask.safetensors": "a mask"}
-    assert f"{path} is not a baseline start but {kinds.get(given, 'a checkpoint or another archive')}. Give the" in told
+    assert (
+        f"{path} is not a head checkpoint but {kinds.get(given, 'a checkpoint or another archive')}. Give the" in told
+    )
     assert "elete" not in told
 
 

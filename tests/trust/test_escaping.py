@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import TENSORS, Even
 from influence_masking import Mask
 from lightning_app.errors import printable
 from lightning_app.report import write_report
-from lightning_app.report.page import no_formula
+from lightning_app.report.page import escape_formula
 from lightning_app.results import markdown
 from lightning_app.results.markdown import condition_card
 from lightning_app.results.records import settings_digest
@@ -31,7 +31,7 @@ HOSTILE = SCRIPT + PICTURE + "|`" + LATEX
 
 @pytest.fixture(scope="module")
 def hostile(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report on results in which every text that the checks let through is hostile."""
+    """Return a report on results in which every text that the checks let through is hostile."""
     folder = shutil.copytree(original, tmp_path_factory.mktemp("hostile") / f"study{SCRIPT.replace('/', '')}")
     (folder / "docstrings").rename(folder / "=set")
     arm = f"{FORMULA} {SCRIPT}$x$"
@@ -55,7 +55,7 @@ def hostile(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _hostile_masks(folder: Path) -> None:
-    """Replaces masks by ones over parameters of hostile names."""
+    """Replace masks by ones over parameters of hostile names."""
     for file in folder.rglob("mask.safetensors"):
         mask = Mask.from_flags(
             {f"layers.0.{HOSTILE}.weight": torch.eye(4) > 0, "layers.1.$y$.weight": torch.eye(4) > 0}
@@ -182,4 +182,4 @@ def test_what_is_printed_does_not_steer_the_terminal(text):
     ],
 )
 def test_a_cell_is_no_formula(cell, written):
-    assert no_formula(cell) == written
+    assert escape_formula(cell) == written

@@ -21,14 +21,14 @@ CONDITIONS = [f"arms/{path.stem}" for path in sorted((CONFIGS / "arms").glob("*.
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty working directory, and no Hub."""
+    """Return an empty working directory, and no Hub."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def write(file: Path, content: Any) -> Path:
-    """A configuration: JSON is YAML."""
+    """Return a configuration: JSON is YAML."""
     file.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     return file
 

@@ -17,7 +17,7 @@ from mutations import broken_bytes, broken_values, examples, read_broken
 
 from lightning_app.errors import UsageError
 from lightning_app.grid.experiment import build_conditions, parse_options
-from lightning_app.report.figures import STYLE
+from lightning_app.report.figures import MATPLOTLIB_STYLE
 from lightning_app.report.sections import Study, build_page
 from lightning_app.results.metrics import METRICS
 from lightning_app.results.predictions import read_evaluation
@@ -36,17 +36,17 @@ READERS = {
 
 @pytest.fixture
 def run(study: Path) -> Path:
-    """The folder of a condition that has a mask."""
+    """Return the folder of a condition that has a mask."""
     return study / "docstrings" / "influence" / "seed0"
 
 
 def as_bytes(content: Any) -> bytes:
-    """Bytes as they are, and what JSON can hold as JSON."""
+    """Return bytes as they are, and what JSON can hold as JSON."""
     return content if isinstance(content, bytes) else json.dumps(content).encode()
 
 
 def read_or_refuse(file: Path, content: Any, read: Any) -> Any:
-    """What is read of a broken file; None if it is refused by name."""
+    """Return what is read of a broken file; None if it is refused by name."""
     found, refusal = read_broken(file, as_bytes(content), read)
     assert refusal is None or file.name in refusal
     return found
@@ -108,12 +108,12 @@ def test_predictions_with_broken_bytes_are_refused_or_read_as_they_were(run, dat
 
 
 def with_column(name: str, change: Any) -> Any:
-    """A change of one column of the predictions."""
+    """Return a change of one column of the predictions."""
     return lambda table: table.set_column(table.column_names.index(name), name, change(table.column(name)))
 
 
 def logits(change: Any) -> Any:
-    """A change of the logits, as an array [rows, classes]."""
+    """Return a change of the logits, as an array [rows, classes]."""
     return with_column("logits", lambda column: pa.array(list(change(np.array(column.to_pylist())))))
 
 
@@ -181,7 +181,7 @@ def test_a_report_of_a_broken_file_is_refused_or_made(study, run, data):
     file = (run.parents[1] / "sweep" / "seed0" if name == "sweep.json" else run) / name
     whole = file.read_bytes()
     broken = data.draw(broken_values(json.loads(whole)) if name.endswith(".json") else broken_bytes(whole))
-    with rc_context(STYLE):
+    with rc_context(MATPLOTLIB_STYLE):
         read_broken(file, as_bytes(broken), lambda _: build_page(Study.read(study)))
 
 

@@ -20,7 +20,7 @@ many = examples(500)
 
 
 def header_of(content: bytes) -> tuple[dict[str, Any], bytes]:
-    """The JSON header of a safetensors file, and its data."""
+    """Return the JSON header of a safetensors file, and its data."""
     end = 8 + int.from_bytes(content[:8], "little")
     return json.loads(content[8:end]), content[end:]
 
@@ -32,12 +32,12 @@ def with_header(header: Any, data: bytes) -> bytes:
 
 @pytest.fixture
 def start(study: Path) -> Path:
-    """The file of a baseline start."""
+    """Return the file of a head checkpoint."""
     return study / "docstrings" / "baseline" / "seed0" / "start.safetensors"
 
 
 def check_start(path: Path, content: bytes) -> None:
-    """Asserts that a broken start is refused by name or is the whole one."""
+    """Assert that a broken start is refused by name or is the whole one."""
     whole = Start.load(path)
     found, refusal = read_broken(path, content, Start.load)
     if refusal:
@@ -93,13 +93,13 @@ KEY = {"protocol": "1", "fingerprint": "abc"}
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    """A cache file that was written for `KEY`."""
+    """Return a cache file that was written for `KEY`."""
     cached_table(tmp_path / "a=b" / "table.parquet", KEY, lambda: TABLE)
     return tmp_path / "a=b" / "table.parquet"
 
 
 def check_cache(path: Path, builds: list[int]) -> None:
-    """Asserts that what is read is the table, from the file or built again with a warning, and is there afterwards."""
+    """Assert that what is read is the table, from the file or built again with a warning, and is there afterwards."""
 
     def build() -> pa.Table:
         builds.append(1)

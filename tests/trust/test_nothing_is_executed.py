@@ -18,7 +18,7 @@ BEST = Path("docstrings") / "lora" / "seed0" / "checkpoints" / "best.ckpt"
 
 
 def conditions_of(words: list[str], folder: Path) -> list[Condition]:
-    """The conditions of an experiment in a folder."""
+    """Return the conditions of an experiment in a folder."""
     return build_conditions(parse_options(words), folder)
 
 
@@ -65,7 +65,7 @@ def test_a_checkpoint_does_not_choose_the_class_of_the_model(original, words, in
 def test_a_start_with_a_payload_is_refused(malicious, words, refused, trace, tmp_path):
     start = malicious(tmp_path / "start.safetensors", weight=torch.zeros(7, 32))
     told = refused("fit", *words("lora", f"--model.start={start}"))
-    assert f"{start} is not a baseline start" in told
+    assert f"{start} is not a head checkpoint" in told
     assert not trace.exists()
 
 
@@ -79,12 +79,12 @@ def test_a_mask_file_with_a_payload_is_refused(malicious, words, refused, trace,
 
 @pytest.fixture
 def backbone(tiny_qwen, tmp_path) -> Path:
-    """A copy of a backbone's folder."""
+    """Return a copy of a backbone's folder."""
     return shutil.copytree(tiny_qwen, tmp_path / "backbone")
 
 
 def with_code(folder: Path, trace: Path, model_type: str) -> None:
-    """Adds Python files that transformers would run if it trusted them."""
+    """Add Python files that transformers would run if it trusted them."""
     (folder / "evil.py").write_text(f"open({str(trace)!r}, 'w')\n")
     for name, auto in (("config.json", "AutoModel"), ("tokenizer_config.json", "AutoTokenizer")):
         content = json.loads((folder / name).read_text())

@@ -36,19 +36,19 @@ def take_samples(stream: Iterable[Any], num_samples: int | None) -> Iterator[Cal
     Raises:
         MaskingError: If the stream has fewer samples, or none.
     """
-    found = 0
+    count = 0
     for index, data in enumerate(stream):
         size = count_samples(data)
         if size == 0:
             continue
-        wanted = size if num_samples is None else min(size, num_samples - found)
-        found += wanted
+        wanted = size if num_samples is None else min(size, num_samples - count)
+        count += wanted
         yield CalibrationBatch(data if wanted == size else cut(data, 0, wanted, size), index, wanted)
-        if found == num_samples:
+        if count == num_samples:
             return
-    if num_samples is not None or found == 0:
+    if num_samples is not None or count == 0:
         raise MaskingError(
-            f"Too few calibration samples: found {found}, num_samples={num_samples}. Lower `num_samples`, set it to "
+            f"Too few calibration samples: found {count}, num_samples={num_samples}. Lower `num_samples`, set it to "
             "None to take every sample, or override `calibration_batches`."
         )
 

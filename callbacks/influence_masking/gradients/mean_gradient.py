@@ -21,11 +21,11 @@ from torchmetrics import Metric
 
 from influence_masking.errors import MaskingError
 from influence_masking.gradients.batches import CalibrationBatch, split
-from influence_masking.runtime.processes import ALONE, Ranks
+from influence_masking.runtime.processes import SINGLE_PROCESS, Ranks
 from influence_masking.runtime.sharding import local_part
 from influence_masking.runtime.xla import run_pending
 
-SUM_PIECE = 1 << 17  # elements per addition on the CPU: torch first copies them to float64
+SUM_PIECE_SIZE = 1 << 17  # elements per addition on the CPU: torch first copies them to float64
 
 LossFunction = Callable[[CalibrationBatch], Tensor]
 Progress = Callable[[Sequence[CalibrationBatch]], Iterator[CalibrationBatch]]
@@ -45,7 +45,7 @@ class Calibration:
 
     batches: Sequence[CalibrationBatch]
     loss_function: LossFunction
-    processes: Ranks = ALONE
+    processes: Ranks = SINGLE_PROCESS
     micro_batch_size: int | None = None
     progress: Progress = iter
 
@@ -109,9 +109,8 @@ def mean_gradient(candidates: Mapping[str, nn.Parameter], calibration: Calibrati
             "changes the last bits of the gradient."
         )
     loss, num_samples = _mean(losses, calibration.processes)
-    grads = _finish(
-        candidates, sums, num_samples, calibration.processes
-    )  # before the loss is checked: this error names a parameter
+    grads = _finish(candidates, sums, num_samples, calibration.processes)
+    # after the gradients, whose error names a parameter
     _check_finite_loss(loss, num_samples)
     return MeanGradient(grads, loss, num_samples, size)
 
@@ -137,7 +136,7 @@ def calibrating(module: nn.Module, candidates: Mapping[str, nn.Parameter]) -> It
     """
     parameters = list(module.parameters())
     wanted = {id(parameter) for parameter in candidates.values()}
-    asked = [(parameter, parameter.requires_grad, parameter.grad) for parameter in parameters]
+    states = [(parameter, parameter.requires_grad, parameter.grad) for parameter in parameters]
     modes = [(child, child.training) for child in module.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     try:
@@ -150,7 +149,7 @@ def calibrating(module: nn.Module, candidates: Mapping[str, nn.Parameter]) -> It
     finally:
         for child, mode in modes:
             child.training = mode
-        for parameter, requires_grad, grad in asked:
+        for parameter, requires_grad, grad in states:
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
         with torch.no_grad():
@@ -183,7 +182,7 @@ class _Sums:
         if name not in self.by_name:
             self.by_name[name] = torch.zeros(grad.shape, dtype=_sum_type(grad.device), device=grad.device)
         total, grad = self.by_name[name].view(-1), grad.reshape(-1)
-        size = SUM_PIECE if grad.device.type == "cpu" else max(grad.numel(), 1)
+        size = SUM_PIECE_SIZE if grad.device.type == "cpu" else max(grad.numel(), 1)
         for some_total, some_grad in zip(total.split(size), grad.split(size), strict=True):
             some_total.add_(some_grad, alpha=self.weight)
         parameter.grad = None

@@ -38,7 +38,7 @@ def muted(module: LightningModule) -> Iterator[None]:
         yield
 
 
-class _Inert:
+class _DoNothing:
     """An optimizer or scheduler whose methods accept everything and do nothing."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -64,8 +64,8 @@ def _manual_loss(module: LightningModule, arguments: list[Any]) -> Tensor:
     optimizers, schedulers = module.optimizers(), module.lr_schedulers()
     stand_ins = {
         "manual_backward": keep,
-        "optimizers": lambda *_, **__: _inert_like(optimizers),
-        "lr_schedulers": lambda: _inert_like(schedulers),
+        "optimizers": lambda *_, **__: _stand_ins_for(optimizers),
+        "lr_schedulers": lambda: _stand_ins_for(schedulers),
         "clip_gradients": _nothing,
         "toggle_optimizer": _nothing,
         "untoggle_optimizer": _nothing,
@@ -77,10 +77,10 @@ def _manual_loss(module: LightningModule, arguments: list[Any]) -> Tensor:
     return losses[0]
 
 
-def _inert_like(originals: Any) -> Any:
+def _stand_ins_for(originals: Any) -> Any:
     if originals is None:
         return None
-    return [_Inert() for _ in originals] if isinstance(originals, list) else _Inert()
+    return [_DoNothing() for _ in originals] if isinstance(originals, list) else _DoNothing()
 
 
 @contextlib.contextmanager

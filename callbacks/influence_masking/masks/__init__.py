@@ -1,1 +1,1 @@
-"""Masks: bits, files, and holding them during training."""
+"""Masks: their bits, their files, and how they are enforced during training."""

@@ -45,4 +45,4 @@ class Ranks:
         return list(self.sum(everyone).split(lengths.tolist()))
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Ranks()

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, Shard
 from influence_masking.errors import MaskingError
 
 
-class Local(NamedTuple):
+class LocalPart(NamedTuple):
     """The elements of a tensor on this process, a view of the tensor's memory.
 
     Attributes:
@@ -28,25 +28,24 @@ class Local(NamedTuple):
 
 
 @torch.no_grad()
-def local_part(name: str, tensor: Tensor) -> Local:
+def local_part(name: str, tensor: Tensor) -> LocalPart:
     """Return the local block of a parameter or of its gradient; writing to it writes to the parameter.
 
     Raises:
         MaskingError: If the tensor is sharded in any way but by rows over one mesh dimension.
     """
     if not isinstance(tensor, DTensor):
-        return Local(tensor.detach(), 0)
+        return LocalPart(tensor.detach(), 0)
     mesh, placements = tensor.device_mesh, tensor.placements
     if mesh.ndim != 1 or not isinstance(placements[0], Shard) or placements[0].dim != 0:
         raise MaskingError(
             f"{name} is sharded in an untested way: placements {placements} on a mesh of {mesh.ndim} dimensions. Shard "
             "it by rows over one mesh dimension, as `fully_shard` does."
         )
-    rows = -(
-        -tensor.shape[0] // mesh.size()
-    )  # per process, as torch.chunk cuts: the last processes may have fewer or none
+    # as `torch.chunk` cuts: the last processes may have fewer rows or none
+    rows = -(-tensor.shape[0] // mesh.size())
     first_row = min(mesh.get_local_rank() * rows, tensor.shape[0])
-    return Local(tensor.to_local().detach(), first_row * math.prod(tensor.shape[1:]))
+    return LocalPart(tensor.to_local().detach(), first_row * math.prod(tensor.shape[1:]))
 
 
 def sharding_group(tensors: list[Tensor]) -> ProcessGroup | None:

@@ -5,22 +5,22 @@ from lightning.pytorch.strategies import Strategy
 from torch.distributed import group
 
 from influence_masking.errors import MaskingError
-from influence_masking.runtime.processes import ALONE, Ranks
+from influence_masking.runtime.processes import SINGLE_PROCESS, Ranks
 
-TESTED = ("SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy", "SingleDeviceXLAStrategy")
+TESTED_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy", "SingleDeviceXLAStrategy")
 
 
 def check_strategy(strategy: Strategy) -> None:
     """Refuse a strategy that masks have not been tested under.
 
     Raises:
-        MaskingError: If it is not one of `TESTED`.
+        MaskingError: If it is not one of `TESTED_STRATEGIES`.
     """
     name = type(strategy).__name__
-    if name not in TESTED:
+    if name not in TESTED_STRATEGIES:
         raise MaskingError(
             f"InfluenceMasking has not been tested under {name}. Use one of the tested strategies: "
-            f"{', '.join(TESTED)} (`Trainer(strategy=...)`)."
+            f"{', '.join(TESTED_STRATEGIES)} (`Trainer(strategy=...)`)."
         )
 
 
@@ -31,5 +31,5 @@ def gradient_processes(trainer: Trainer) -> Ranks:
     gradients of the processes, and a mean of equal gradients is exact for 2, 4, 8, ... processes.
     """
     if type(trainer.strategy).__name__ != "DDPStrategy" or trainer.world_size == 1:
-        return ALONE
+        return SINGLE_PROCESS
     return Ranks(group.WORLD, trainer.strategy.root_device)

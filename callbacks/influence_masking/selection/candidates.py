@@ -47,18 +47,18 @@ def find_candidates(module: nn.Module, targets: Sequence[str] | str | None = Non
     names = _names_of(module)
     patterns = [targets] if isinstance(targets, str) else list(DEFAULT_TARGETS if targets is None else targets)
     match = _full_match if isinstance(targets, str) else _suffix_match
-    used = {pattern: [name for name in names if match(name, pattern)] for pattern in patterns}
+    matches = {pattern: [name for name in names if match(name, pattern)] for pattern in patterns}
     if targets is None:
-        used = {p: [name for name in found if names[name].ndim >= 2] for p, found in used.items()}
-    unused = [pattern for pattern, found in used.items() if not found]
+        matches = {p: [name for name in matched if names[name].ndim >= 2] for p, matched in matches.items()}
+    unused = [pattern for pattern, matched in matches.items() if not matched]
     if not patterns:
         raise MaskingError(
             "targets=[] matches no parameter. Set `targets` to a list of name suffixes, to a regular expression of "
             "whole parameter names, or to None for attention and MLP matrices."
         )
-    if unused and (targets is not None or len(unused) == len(used)):
+    if unused and (targets is not None or len(unused) == len(matches)):
         raise MaskingError(_nothing_matches(unused, names, is_default=targets is None))
-    chosen = {id(names[name]) for found in used.values() for name in found}
+    chosen = {id(names[name]) for matched in matches.values() for name in matched}
     first_names = {canonical_name(name): parameter for name, parameter in module.named_parameters()}
     candidates = {name: p for name, p in first_names.items() if id(p) in chosen}
     _refuse_quantized(candidates)
@@ -86,12 +86,12 @@ def _full_match(name: str, pattern: str) -> bool:
 
 
 def _nothing_matches(unused: Sequence[str], names: dict[str, nn.Parameter], *, is_default: bool) -> str:
-    asked = "the default targets (attention and MLP projections)" if is_default else f"targets={list(unused)}"
+    wanted = "the default targets (attention and MLP projections)" if is_default else f"targets={list(unused)}"
     matrices = [name for name, p in names.items() if p.ndim >= 2]
     near = list(dict.fromkeys(close for pattern in unused for close in _near_misses(pattern, matrices)))
-    found = f"near misses: {near[:10]}" if near and not is_default else f"its weight matrices: {matrices[:10]}"
+    hint = f"near misses: {near[:10]}" if near and not is_default else f"its weight matrices: {matrices[:10]}"
     return (
-        f"No parameter of the module matches {asked}. Found {found} ({len(matrices)} matrices in all). Set `targets` "
+        f"No parameter of the module matches {wanted}. Found {hint} ({len(matrices)} matrices in all). Set `targets` "
         "to a list of name suffixes or to a regular expression of whole parameter names."
     )
 

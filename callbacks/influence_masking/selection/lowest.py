@@ -22,15 +22,15 @@ from torch import Tensor
 from influence_masking.errors import MaskingError
 from influence_masking.masks import bits
 from influence_masking.masks.names import layer_of
-from influence_masking.runtime.processes import ALONE, Ranks
+from influence_masking.runtime.processes import SINGLE_PROCESS, Ranks
 from influence_masking.selection.scores import ScoreFunction, takes_position
 
-PIECE = {"cpu": 3 << 17, "cuda": 1 << 24}  # weights per piece: on the CPU what fits in a cache; multiples of 8
-SAMPLE = 1 << 18  # number of sampled scores
+PIECE_SIZE = {"cpu": 3 << 17, "cuda": 1 << 24}  # weights per piece: on the CPU what fits in a cache; multiples of 8
+SAMPLE_SIZE = 1 << 18  # number of sampled scores
 BRACKET_MARGIN = 3.0  # standard deviations of the sampled rank, from the quantile to each end of the bracket
-KEPT_SHARE = 1 / 64  # of the scores may be in the bracket; more means that many are equal
+MAX_KEPT_SHARE = 1 / 64  # of the scores may be in the bracket; more means that many are equal
 
-Each = Callable[..., Iterable[Any]]
+MapParts = Callable[..., Iterable[Any]]  # `map` over the local parts of the candidates, perhaps in threads
 Tail = Literal["lowest", "highest"]
 Scope = Literal["global", "layer", "tensor"]
 
@@ -55,8 +55,8 @@ class Weights:
         return self.theta.numel()
 
     def slices(self) -> Iterator[slice]:
-        """Yield slices of at most one `PIECE`."""
-        size = PIECE.get(self.theta.device.type, PIECE["cpu"])
+        """Yield slices of at most one `PIECE_SIZE`."""
+        size = PIECE_SIZE.get(self.theta.device.type, PIECE_SIZE["cpu"])
         return (slice(start, min(start + size, len(self))) for start in range(0, len(self), size))
 
 
@@ -116,7 +116,7 @@ def select(
     score: ScoreFunction,
     tail: Tail = "lowest",
     scope: Scope = "global",
-    processes: Ranks = ALONE,
+    processes: Ranks = SINGLE_PROCESS,
 ) -> list[Tensor]:
     """Select exactly k weights at one tail of their scores.
 
@@ -141,14 +141,16 @@ def select(
         groups.setdefault(key(part.name), []).append(i)
     sizes = processes.sum(torch.tensor([sum(len(weights[i]) for i in members) for members in groups.values()]))
     selected: dict[int, Tensor] = {}
-    with workers(weights) as each:
-        for members, share in zip(groups.values(), share_out(k, sizes.tolist()), strict=True):
+    with threaded_map(weights) as map_parts:
+        for members, share in zip(groups.values(), split_in_proportion(k, sizes.tolist()), strict=True):
             scores = [Scores(weights[i], score, tail) for i in members]
-            selected.update(zip(members, lowest(scores, share, processes, each), strict=True))
+            selected.update(zip(members, select_lowest(scores, share, processes, map_parts), strict=True))
     return [selected[i] for i in range(len(weights))]
 
 
-def first_order_change(weights: Sequence[Weights], selected: Sequence[Tensor], processes: Ranks = ALONE) -> float:
+def first_order_change(
+    weights: Sequence[Weights], selected: Sequence[Tensor], processes: Ranks = SINGLE_PROCESS
+) -> float:
     """Return minus the sum of theta * grad over a selection: the first-order loss change when it is zeroed.
 
     Args:
@@ -164,7 +166,7 @@ def first_order_change(weights: Sequence[Weights], selected: Sequence[Tensor], p
     return -math.fsum(torch.cat(processes.gather(torch.tensor(sums, dtype=torch.float64))).tolist())
 
 
-def share_out(k: int, sizes: Sequence[int]) -> list[int]:
+def split_in_proportion(k: int, sizes: Sequence[int]) -> list[int]:
     """Split k into whole numbers in proportion to sizes (Hamilton's method of largest remainders)."""
     total = max(sum(sizes), 1)
     shares = [k * size // total for size in sizes]
@@ -174,33 +176,33 @@ def share_out(k: int, sizes: Sequence[int]) -> list[int]:
     return shares
 
 
-def lowest(scores: Sequence[Scores], k: int, processes: Ranks, each: Each) -> list[Tensor]:
+def select_lowest(scores: Sequence[Scores], k: int, processes: Ranks, map_parts: MapParts) -> list[Tensor]:
     """Select exactly the k lowest scores of all processes, as packed bits; among equal ones those that come first.
 
-    Rank 0 must hold the first rows of every candidate, rank 1 the next ones, and so on. `each` is a `map` over parts.
+    Rank 0 must have the first rows of every candidate, rank 1 the next ones, and so on.
     """
     total = int(processes.sum(torch.tensor(sum(map(len, scores)))))
     if not 0 <= k <= total:
         raise MaskingError(f"Cannot select {k} weights of {total} candidates. Lower the fraction or the count.")
     if k == 0:
         return [torch.zeros(-(-len(part) // 8), dtype=torch.uint8, device=part.weights.theta.device) for part in scores]
-    sample = sort(sample_scores(scores, processes)) if total > SAMPLE else torch.empty(0)
-    known, is_crowded = _Interval(-math.inf, math.inf, 0, total), False
+    sample = sort(sample_scores(scores, processes)) if total > SAMPLE_SIZE else torch.empty(0)
+    interval, is_crowded = _Interval(-math.inf, math.inf, 0, total), False
     while True:
-        near = sample[(sample >= known.low) & (sample <= known.high)]
-        low, high = _bracket(known, k, near, is_crowded)
-        limit = max(2 * SAMPLE, math.ceil(KEPT_SHARE * total)) if len(near) else known.inside
-        scans = _scan(scores, low, high, limit, each)
+        near = sample[(sample >= interval.low) & (sample <= interval.high)]
+        low, high = _bracket(interval, k, near, is_crowded)
+        limit = max(2 * SAMPLE_SIZE, math.ceil(MAX_KEPT_SHARE * total)) if len(near) else interval.inside
+        scans = _scan(scores, low, high, limit, map_parts)
         counts = torch.tensor([(scan.num_below, scan.num_inside) for scan in scans])
         below, inside = processes.sum(counts.sum(0)).tolist()
         is_crowded = below < k <= below + inside and inside > limit and low < high
         if k <= below:
-            known = _Interval(known.low, _next(low, -math.inf), known.below, below - known.below)
+            interval = _Interval(interval.low, _next(low, -math.inf), interval.below, below - interval.below)
         elif k > below + inside:
-            above = known.below + known.inside - below - inside
-            known = _Interval(_next(high, math.inf), known.high, below + inside, above)
+            above = interval.below + interval.inside - below - inside
+            interval = _Interval(_next(high, math.inf), interval.high, below + inside, above)
         elif is_crowded:
-            known = _Interval(low, high, below, inside)
+            interval = _Interval(low, high, below, inside)
         else:
             return _mark(scans, k - below, low < high, processes)
 
@@ -214,25 +216,25 @@ class _Interval(NamedTuple):
     inside: int
 
 
-def _bracket(known: _Interval, k: int, near: Tensor, is_crowded: bool) -> tuple[float, float]:
+def _bracket(interval: _Interval, k: int, near: Tensor, is_crowded: bool) -> tuple[float, float]:
     """Return a narrower interval that contains the k-th lowest score with near certainty.
 
     Args:
-        known: An interval that contains it.
+        interval: An interval that contains it.
         k: Its rank among all scores.
         near: A random sample of the scores in the interval, ascending.
         is_crowded: Whether the interval was a bracket with too many scores inside. Many scores are then equal, and the
             likeliest one is the next bracket: equal scores are kept as bits, which takes less memory than indices.
     """
-    share = (k - known.below) / known.inside
+    share = (k - interval.below) / interval.inside
     expected, deviation = len(near) * share, math.sqrt(len(near) * share * (1 - share))
     if is_crowded:
         likeliest = near[min(int(expected), len(near) - 1)].item()
         return likeliest, likeliest
     first = math.floor(expected - BRACKET_MARGIN * deviation) - 1
     last = math.ceil(expected + BRACKET_MARGIN * deviation) + 1
-    low = near[first].item() if first >= 0 else known.low
-    return low, near[last].item() if last < len(near) else known.high
+    low = near[first].item() if first >= 0 else interval.low
+    return low, near[last].item() if last < len(near) else interval.high
 
 
 def _next(score: float, towards: float) -> float:
@@ -260,14 +262,14 @@ class _Scan(NamedTuple):
     equal: Tensor
 
 
-def _scan(scores: Sequence[Scores], low: float, high: float, limit: int, each: Each) -> list[_Scan]:
+def _scan(scores: Sequence[Scores], low: float, high: float, limit: int, map_parts: MapParts) -> list[_Scan]:
     """Compare every score with a bracket; keep the indices of at most about `limit` of those inside."""
     kept = 0
 
     def scan(part: Scores, below: Tensor, equal: Tensor) -> _Scan:
         nonlocal kept
         num_below = num_inside = 0
-        found = [torch.empty(0, dtype=torch.int64, device=below.device)]
+        kept_places = [torch.empty(0, dtype=torch.int64, device=below.device)]
         for where, piece in part.pieces():
             is_below = compare_with(piece, operator.lt, low)
             is_inside = compare_with(piece, operator.le, high).logical_xor_(is_below)
@@ -280,16 +282,16 @@ def _scan(scores: Sequence[Scores], low: float, high: float, limit: int, each: E
             else:
                 places = bits.places(is_inside).add_(where.start)
                 num_inside += len(places)
-                found += [places] if kept <= limit else []
+                kept_places += [places] if kept <= limit else []
                 kept += len(places)
-        places = torch.cat(found)
+        places = torch.cat(kept_places)
         return _Scan(below, num_below, num_inside, places, part.at(places), equal)
 
     # allocated in this thread: results that outlive a worker thread keep malloc from reusing its heap
     sizes = [(-(-len(part) // 8), part.weights.theta.device) for part in scores]
     below = [torch.empty(size, dtype=torch.uint8, device=device) for size, device in sizes]
     equal = [torch.empty(size * (low == high), dtype=torch.uint8, device=device) for size, device in sizes]
-    return list(each(scan, scores, below, equal))
+    return list(map_parts(scan, scores, below, equal))
 
 
 def _mark(scans: Sequence[_Scan], wanted: int, has_places: bool, processes: Ranks) -> list[Tensor]:
@@ -341,7 +343,7 @@ def sort(values: Tensor) -> Tensor:
     return torch.from_numpy(np.sort(values.numpy())) if values.device.type == "cpu" else values.sort().values
 
 
-def kth_lowest(values: Tensor, ranks: Sequence[int], processes: Ranks = ALONE) -> list[float]:
+def kth_lowest(values: Tensor, ranks: Sequence[int], processes: Ranks = SINGLE_PROCESS) -> list[float]:
     """Return the values of all processes, float32, that have the given ranks (from 1) in ascending order.
 
     Over several processes the bits of the answer are found by bisection, in 32 rounds of one small sum: as integers,
@@ -366,21 +368,21 @@ def _flip(patterns: Tensor) -> Tensor:
     return patterns ^ ((patterns >> 31) & 0x7FFFFFFF)
 
 
-def sample_scores(scores: Sequence[Scores], processes: Ranks = ALONE) -> Tensor:
-    """Return about `SAMPLE` scores of all processes, drawn at random with replacement, float32 on the CPU."""
+def sample_scores(scores: Sequence[Scores], processes: Ranks = SINGLE_PROCESS) -> Tensor:
+    """Return about `SAMPLE_SIZE` scores of all processes, drawn at random with replacement, float32 on the CPU."""
     total = max(int(processes.sum(torch.tensor(sum(map(len, scores))))), 1)
     generator = torch.Generator().manual_seed(processes.rank)
     drawn = []
     for part in scores:
-        count = math.ceil(SAMPLE * len(part) / total)
+        count = math.ceil(SAMPLE_SIZE * len(part) / total)
         where = torch.randint(max(len(part), 1), (count,), generator=generator)
         drawn.append(part.at(where.to(part.weights.theta.device)).cpu())
     return torch.cat(processes.gather(torch.cat(drawn)))
 
 
 @contextlib.contextmanager
-def workers(weights: Sequence[Weights]) -> Iterator[Each]:
-    """Provide a `map` over parts; on the CPU it runs one part per thread and torch's own threads are switched off.
+def threaded_map(weights: Sequence[Weights]) -> Iterator[MapParts]:
+    """Provide a `map` over local parts; on the CPU it runs one part per thread, without torch's own threads.
 
     An operation on a piece takes microseconds, less than torch's threads need to wait for each other.
     """

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from influence_masking.masks import bits
-from influence_masking.runtime.processes import ALONE, Ranks
-from influence_masking.selection.lowest import Scores, Weights, compare_with, kth_lowest, lowest, workers
+from influence_masking.runtime.processes import SINGLE_PROCESS, Ranks
+from influence_masking.selection.lowest import Scores, Weights, compare_with, kth_lowest, select_lowest, threaded_map
 from influence_masking.selection.scores import magnitude, random
 
 DECILES = 10
@@ -23,7 +23,7 @@ BOUND_MARGIN = 6.0  # standard deviations
 
 
 def select_matched(
-    weights: Sequence[Weights], informed: Sequence[Tensor], seed: int, processes: Ranks = ALONE
+    weights: Sequence[Weights], informed: Sequence[Tensor], seed: int, processes: Ranks = SINGLE_PROCESS
 ) -> list[Tensor]:
     """Select at random as many weights of each tensor and of each decile of its magnitudes as an informed mask has.
 
@@ -40,9 +40,9 @@ def select_matched(
     def match(part: Weights, packed: Tensor) -> Tensor:
         return _match(part, bits.unpack(packed, len(part)), seed, processes)
 
-    with workers(weights) as each:
+    with threaded_map(weights) as map_parts:
         # sums over processes must be in the same order everywhere, so with several there are no threads
-        return list((each if processes.count == 1 else map)(match, weights, informed))
+        return list((map_parts if processes.count == 1 else map)(match, weights, informed))
 
 
 class _Deciles(NamedTuple):
@@ -72,8 +72,8 @@ def _match(part: Weights, informed: Tensor, seed: int, processes: Ranks) -> Tens
     chosen = torch.zeros(len(part), dtype=torch.bool, device=part.theta.device)
     for number, count in enumerate(wanted.tolist()):
         members = (decile == number).nonzero().squeeze(1)
-        drawn = Scores(Weights(part.name, noise[members], noise[members]), magnitude)
-        picked = bits.unpack(lowest([drawn], count, processes, map)[0], len(members))
+        noise_scores = Scores(Weights(part.name, noise[members], noise[members]), magnitude)
+        picked = bits.unpack(select_lowest([noise_scores], count, processes, map)[0], len(members))
         chosen[places[members[picked]]] = True
     return bits.pack(chosen)
 
@@ -94,7 +94,7 @@ def _deciles(part: Weights, processes: Ranks) -> _Deciles:
 def _numbers_below(part: Weights, deciles: _Deciles, bounds: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the indices, random numbers and deciles of the weights whose number is below the bound of its decile."""
     bounds, highest = bounds.to(part.theta.device), float(bounds.max())
-    found = []
+    pieces = []
     for where in part.slices():
         theta = part.theta[where]
         position = torch.arange(where.start, where.stop, device=theta.device)
@@ -103,7 +103,7 @@ def _numbers_below(part: Weights, deciles: _Deciles, bounds: Tensor, seed: int) 
         decile = deciles.of(theta[near])
         below = noise[near] < bounds[decile]
         near = near[below]
-        found.append((near + where.start, noise[near], decile[below]))
+        pieces.append((near + where.start, noise[near], decile[below]))
     nothing = torch.empty(0, dtype=torch.int64, device=part.theta.device)
-    places, noises, numbers = zip((nothing, nothing.float(), nothing), *found, strict=True)
+    places, noises, numbers = zip((nothing, nothing.float(), nothing), *pieces, strict=True)
     return torch.cat(places), torch.cat(noises), torch.cat(numbers)

@@ -69,7 +69,7 @@ def random(theta: Tensor, grad: Tensor, *, position: Tensor, seed: int) -> Tenso
 SCORES: dict[str, ScoreFunction] = {
     function.__name__: function for function in (sign_gradient, taylor, snip, gradient, magnitude, random)
 }
-MATCHED = "random_matched"  # not a function: weights are drawn at random to match the mask of another score
+RANDOM_MATCHED = "random_matched"  # not a function: weights are drawn at random to match the mask of another score
 
 
 def resolve_score(score: str | ScoreFunction, seed: int = 0) -> ScoreFunction:
@@ -104,7 +104,7 @@ def _import_score(path: str) -> ScoreFunction:
     module_name, _, attribute = path.rpartition(".")
     if not module_name:
         raise MaskingError(
-            f"Unknown score={path!r}. Use one of {[*SCORES, MATCHED]}, or the import path of your own function "
+            f"Unknown score={path!r}. Use one of {[*SCORES, RANDOM_MATCHED]}, or the import path of your own function "
             "(package.module.function)."
         )
     try:

@@ -10,7 +10,7 @@ transformers = pytest.importorskip("transformers")
 
 @pytest.fixture(scope="module")
 def sums() -> dict[str, float]:
-    """The sum of theta * grad of each parameter of a two-layer Qwen2 in float64."""
+    """Return the sum of theta * grad of each parameter of a two-layer Qwen2 in float64."""
     torch.manual_seed(0)
     config = transformers.Qwen2Config(
         hidden_size=32,

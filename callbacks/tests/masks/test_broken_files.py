@@ -12,7 +12,7 @@ import torch
 from models import Classifier, loader, quiet_trainer
 
 from influence_masking import InfluenceMasking, Mask, MaskingError
-from influence_masking.making import RESULTS
+from influence_masking.making import MEASUREMENT_FIELDS
 
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
@@ -33,7 +33,7 @@ JUNK = st.one_of(
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A file of a mask over three parameters."""
+    """Return a file of a mask over three parameters."""
     generator = torch.Generator().manual_seed(0)
     shapes = {"a.weight": (5, 7), "b.weight": (16,), "empty": (0, 3)}
     flags = {name: torch.rand(shape, generator=generator) < 0.4 for name, shape in shapes.items()}
@@ -54,7 +54,7 @@ def check(path: Path, content: bytes) -> None:
 
 
 def load_or_refuse(path: Path) -> tuple[Mask | None, str]:
-    """The mask of a file, or the message by which it is refused."""
+    """Return the mask of a file, or the message by which it is refused."""
     try:
         return Mask.load(path), ""
     except MaskingError as error:
@@ -90,7 +90,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def broken(data: Any, value: Any) -> Any:
-    """A copy of a value with something in it replaced, removed or added."""
+    """Return a copy of a value with something in it replaced, removed or added."""
     changed = copy.deepcopy(value)
     container, key = data.draw(st.sampled_from(list(places(changed))))
     kind = data.draw(st.sampled_from(["replace", "remove", "add"]))
@@ -128,7 +128,7 @@ def test_a_file_with_broken_metadata_is_refused_or_gives_its_mask(path: Path, da
 @hypothesis.given(data=st.data())
 def test_a_broken_state_in_a_checkpoint_is_refused_or_gives_its_mask(path: Path, data: Any) -> None:
     whole = Mask.load(path)
-    state = {"mask": whole.state_dict()} | dict.fromkeys(RESULTS)
+    state = {"mask": whole.state_dict()} | dict.fromkeys(MEASUREMENT_FIELDS)
     callback = InfluenceMasking()
     try:
         callback.load_state_dict(broken(data, state))

@@ -19,7 +19,7 @@ SIZES = (200_000, 5_001, 40, 0)
 
 
 def deciles_by_sorting(part: Weights) -> torch.Tensor:
-    """The decile of each magnitude: how many of the nine edges, taken from a sort, are below it."""
+    """Return the decile of each magnitude: how many of the nine edges, taken from a sort, are below it."""
     size = part.theta.abs().float()
     ranks = [max(math.ceil(len(part) * decile / 10), 1) for decile in range(1, 10)]
     edges = size.sort().values[[rank - 1 for rank in ranks]]

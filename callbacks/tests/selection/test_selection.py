@@ -9,13 +9,13 @@ from torch import Tensor
 from influence_masking import SCORES, MaskingError
 from influence_masking.masks import bits
 from influence_masking.selection import lowest as selection
-from influence_masking.selection.lowest import Weights, first_order_change, kth_lowest, select, share_out
+from influence_masking.selection.lowest import Weights, first_order_change, kth_lowest, select, split_in_proportion
 
 SIZES = (400_000, 300_001, 77)
 
 
 def pieces(case: str, sizes: tuple[int, ...] = SIZES) -> list[Weights]:
-    """Weights whose scores are hard to select from in the way that `case` says."""
+    """Return weights whose scores are hard to select from in the way that `case` says."""
     generator = torch.Generator().manual_seed(5)
     parts, position = [], 0
     for i, size in enumerate(sizes):
@@ -40,7 +40,7 @@ def pieces(case: str, sizes: tuple[int, ...] = SIZES) -> list[Weights]:
 
 
 def by_sorting(parts: list[Weights], k: int, score: str, tail: str) -> Tensor:
-    """Flags of the k lowest (highest) scores, the first of equal ones, by a stable sort of all of them."""
+    """Return flags of the k lowest (highest) scores, the first of equal ones, by a stable sort of all of them."""
     scores = torch.cat([SCORES[score](part.theta.float(), part.grad) for part in parts])
     order = torch.sort(scores if tail == "lowest" else -scores, stable=True).indices
     flags = torch.zeros(len(scores), dtype=torch.bool)
@@ -75,7 +75,7 @@ def test_a_bracket_that_misses_is_replaced(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_threshold_at_the_edge_of_many_equal_scores_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "SAMPLE", 1000)
+    monkeypatch.setattr(selection, "SAMPLE_SIZE", 1000)
     parts = pieces("mostly zero", (40_000, 10_001))
     scores = torch.cat([SCORES["taylor"](part.theta, part.grad) for part in parts])
     below, zeros = int((scores < 0).sum()), int((scores == 0).sum())
@@ -89,7 +89,7 @@ def test_a_threshold_at_the_edge_of_many_equal_scores_is_exact(monkeypatch: pyte
 def test_pieces_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = pieces("bfloat16", (5_003, 64, 1))
     expected = select(parts, 900, SCORES["snip"])
-    monkeypatch.setitem(selection.PIECE, "cpu", 8)
+    monkeypatch.setitem(selection.PIECE_SIZE, "cpu", 8)
     assert torch.equal(flags_of(parts, select(parts, 900, SCORES["snip"])), flags_of(parts, expected))
 
 
@@ -103,10 +103,10 @@ def test_a_scope_gives_each_group_its_share_and_ranks_within_it(scope: str) -> N
 
 
 def test_shares_are_in_proportion_and_add_up() -> None:
-    assert share_out(10, [5, 5]) == [5, 5]
-    assert share_out(10, [1, 1, 1]) == [4, 3, 3]
-    assert share_out(0, [3, 0]) == [0, 0]
-    assert share_out(7, [0, 7]) == [0, 7]
+    assert split_in_proportion(10, [5, 5]) == [5, 5]
+    assert split_in_proportion(10, [1, 1, 1]) == [4, 3, 3]
+    assert split_in_proportion(0, [3, 0]) == [0, 0]
+    assert split_in_proportion(7, [0, 7]) == [0, 7]
 
 
 def test_random_selection_does_not_depend_on_how_the_weights_are_cut() -> None:

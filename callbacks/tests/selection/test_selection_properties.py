@@ -5,7 +5,7 @@ import torch
 
 from influence_masking import SCORES
 from influence_masking.masks import bits
-from influence_masking.selection.lowest import PIECE, Weights, select, share_out
+from influence_masking.selection.lowest import PIECE_SIZE, Weights, select, split_in_proportion
 
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
@@ -55,7 +55,7 @@ def test_packing_and_unpacking_give_the_flags_back(flags) -> None:
 @hypothesis.given(st.lists(st.integers(0, 10**6), min_size=1, max_size=20), st.floats(0, 1))
 def test_shares_add_up_and_are_within_one_of_proportional(sizes, fraction) -> None:
     k = int(fraction * sum(sizes))
-    shares = share_out(k, sizes)
+    shares = split_in_proportion(k, sizes)
     assert sum(shares) == k
     assert all(0 <= share <= size for share, size in zip(shares, sizes, strict=True))
     assert all(
@@ -64,4 +64,4 @@ def test_shares_add_up_and_are_within_one_of_proportional(sizes, fraction) -> No
 
 
 def test_pieces_end_on_whole_bytes() -> None:
-    assert all(size % 8 == 0 for size in PIECE.values())
+    assert all(size % 8 == 0 for size in PIECE_SIZE.values())

@@ -38,7 +38,7 @@ class Thread(Ranks):
 
 
 def cut(parts: list[Weights], rank: int) -> list[Weights]:
-    """A rank's blocks, as torch.chunk cuts them: the last may be smaller or empty."""
+    """Return a rank's blocks, as torch.chunk cuts them: the last may be smaller or empty."""
     blocks = []
     for part in parts:
         size = -(-len(part) // RANKS)
@@ -55,7 +55,7 @@ def on_every_rank(parts: list[Weights], work: Callable) -> tuple[list, list[Thre
 
 
 def joined(parts: list[Weights], found: list[list[Tensor]]) -> Tensor:
-    """The flags of whole tensors, put together from those of the ranks' blocks."""
+    """Return the flags of whole tensors, put together from those of the ranks' blocks."""
     flags = [list(flags_of(cut(parts, r), one).split([len(b) for b in cut(parts, r)])) for r, one in enumerate(found)]
     return torch.cat([torch.cat(blocks) for blocks in zip(*flags, strict=True)])
 
@@ -65,7 +65,7 @@ def joined(parts: list[Weights], found: list[list[Tensor]]) -> Tensor:
 def test_ranks_select_together_what_one_process_selects_and_communicate_little(
     case: str, scope: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selection, "SAMPLE", 1000)
+    monkeypatch.setattr(selection, "SAMPLE_SIZE", 1000)
     parts = pieces(case, SIZES)
     for tail, k in (("lowest", 1_253), ("highest", 12_000)):
         found, ranks = on_every_rank(

@@ -23,7 +23,7 @@ WEIGHTS_OF = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
 
 
 def build_parser() -> ArgumentParser:
-    """The options of `influence export`."""
+    """Return the options of `influence export`."""
     parser = ArgumentParser(
         prog="influence export",
         description="Writes a run's model into a folder that transformers loads, with its tokenizer and a model card; "
@@ -37,7 +37,7 @@ def build_parser() -> ArgumentParser:
 
 
 def export(checkpoint: Path, out: Path, overwrite: bool = False) -> TrainedRun:
-    """Writes the folder, whole or not at all.
+    """Write the folder, whole or not at all.
 
     Args:
         checkpoint: `<run>/checkpoints/best.ckpt`.
@@ -62,7 +62,7 @@ def export(checkpoint: Path, out: Path, overwrite: bool = False) -> TrainedRun:
 
 
 def _save_model(run: TrainedRun, folder: Path) -> PreTrainedModel:
-    """Saves the adapter, before it is merged; then the model and the tokenizer, which cuts texts as the run did."""
+    """Save the adapter, before it is merged; then the model and the tokenizer, which cuts texts as the run did."""
     module, tokenizer = run.model, run.datamodule.tokenizer
     tokenizer.model_max_length = run.datamodule.max_length
     if isinstance(module, LoRA):
@@ -78,7 +78,7 @@ def _save_model(run: TrainedRun, folder: Path) -> PreTrainedModel:
 
 
 def main(argv: list[str]) -> int:
-    """Exports a run, and says how the folder is loaded."""
+    """Export a run, and say how the folder is loaded."""
     options = build_parser().parse_args(argv)
     out = Path(options.out)
     with quiet():

@@ -21,7 +21,7 @@ CHANGES = {"predicted_change": "predicted change", "measured_change": "measured 
 
 
 def write_card(run: TrainedRun, folder: Path, prefix: str) -> None:
-    """Writes `README.md` into the folder of an export; what comes from data or configurations is escaped.
+    """Write `README.md` into the folder of an export; what comes from data or configurations is escaped.
 
     Args:
         run: The run.
@@ -61,7 +61,7 @@ def write_card(run: TrainedRun, folder: Path, prefix: str) -> None:
 
 
 def _head(run: TrainedRun) -> str:
-    """What model hubs read, as YAML."""
+    """Return what model hubs read, as YAML."""
     backbone = published_name(run.model.backbone_name)
     head = {"library_name": "transformers", "pipeline_tag": "text-classification"}
     return yaml.safe_dump(head if Path(backbone).is_dir() else head | {"base_model": backbone}, sort_keys=False).strip()
@@ -86,7 +86,7 @@ def _condition(run: TrainedRun, metrics: dict[str, Any]) -> pd.DataFrame:
 
 
 def _results(metrics: dict[str, Any]) -> pd.DataFrame:
-    """The metrics on eval, and the changes of the training loss by the mask where there is one."""
+    """Return the metrics on eval, and the changes of the training loss by the mask where there is one."""
     rows = {metric.title: f"{metrics[name]:.4f}" for name, metric in METRICS.items() if name in metrics}
     rows |= {title: f"{metrics[name]:+.4f}" for name, title in CHANGES.items() if metrics.get(name) is not None}
     return pd.DataFrame(rows.items(), columns=["measure", "value"])

@@ -41,7 +41,7 @@ class MeanPooledForSequenceClassification(PreTrainedModel):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any
     ) -> SequenceClassifierOutput:
-        """Logits [batch, num_labels] from ids and mask [batch, tokens]; with `labels` [batch], the loss as well."""
+        """Return logits [batch, num_labels] for ids and mask [batch, tokens]; with `labels` [batch] also the loss."""
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
         weights = attention_mask.unsqueeze(-1).to(hidden.dtype)

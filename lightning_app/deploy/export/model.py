@@ -24,7 +24,7 @@ TOLERANCE = 1e-3
 
 
 def save_adapter(module: LoRA, folder: Path) -> None:
-    """Writes the adapter and the head for the model class that `to_transformers` takes; before it merges them."""
+    """Write the adapter and the head for the model class that `to_transformers` takes; before it merges them."""
     backbone = cast(PeftModel, module.backbone)
     inside = f"base_model.model.{_model_class(module).base_model_prefix}."
     weights = {
@@ -53,7 +53,7 @@ def save_adapter(module: LoRA, folder: Path) -> None:
 def to_transformers(
     module: Classifier, tokenizer: PreTrainedTokenizerBase, label_names: Sequence[str]
 ) -> PreTrainedModel:
-    """The module's weights in the class of transformers that computes what it computes; adapters are merged.
+    """Return the module's weights in the class of transformers that computes what it computes; adapters are merged.
 
     Args:
         module: In eval mode, on the CPU. A LoRA's backbone is merged in place.
@@ -85,7 +85,7 @@ def to_transformers(
 
 @torch.no_grad()
 def probe(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """The logits of the two probe texts in one right-padded batch, [2, num_labels], by a module or a model."""
+    """Return the logits of the two probe texts in one right-padded batch, [2, num_labels], by a module or a model."""
     batch = tokenizer(list(PROBES), padding=True, return_tensors="pt")
     output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     return (output if isinstance(output, Tensor) else output.logits).float()
@@ -100,7 +100,7 @@ def _check_logits(expected: Tensor, found: Tensor, name: str) -> None:
 
 
 def _model_class(module: Classifier) -> type[PreTrainedModel]:
-    """For encoders our own class; for others the one that transformers maps the type of their configuration to."""
+    """Return our own class for encoders, and for others the class that transformers maps their configuration to."""
     if module.pooling == "mean":
         return MeanPooledForSequenceClassification
     config = cast(PretrainedConfig, module.backbone.config)
@@ -117,7 +117,7 @@ def _head_name(module: Classifier) -> str:
 
 
 def _config(module: Classifier, tokenizer: PreTrainedTokenizerBase, label_names: Sequence[str]) -> PretrainedConfig:
-    """The backbone's configuration with the labels and the pad token; an encoder's inside one of ours."""
+    """Return the backbone's configuration with the labels and the pad token; an encoder's inside one of ours."""
     labels = {
         "id2label": dict(enumerate(label_names)),
         "label2id": {name: number for number, name in enumerate(label_names)},

@@ -24,7 +24,7 @@ COLUMNS = st.one_of(*(st.lists(st.tuples(one, one), min_size=1, max_size=5) for 
 
 
 def write(path: Path, rows: list[dict[str, str]]) -> None:
-    """Writes rows in the format that the ending says."""
+    """Write rows in the format that the ending says."""
     if path.suffix == ".csv":
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, rows[0], quoting=csv.QUOTE_MINIMAL)
@@ -38,7 +38,7 @@ def write(path: Path, rows: list[dict[str, str]]) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small file to train on, in each format."""
+    """Return a folder with a small file to train on, in each format."""
     folder = tmp_path_factory.mktemp("same")
     rows = [{"title": f"title {row}", "text": f"text {row}", "label": "ab"[row % 2]} for row in range(12)]
     for ending in (".csv", ".jsonl", ".parquet"):

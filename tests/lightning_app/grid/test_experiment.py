@@ -37,7 +37,7 @@ def test_the_grid_has_every_condition_with_the_baseline_of_a_dataset_and_seed_fi
 
 
 def arm_file(path, role: str, starts_from: str | None = None, **block: str) -> str:
-    """Writes the file of an arm; returns its path."""
+    """Write the file of an arm; return its path."""
     arm = {"role": role, "starts_from": starts_from, **block}
     path.write_text(json.dumps({"arm": arm, "model": {"class_path": "modules.Baseline"}}))
     return str(path)

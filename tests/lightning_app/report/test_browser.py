@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get i
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory, write) -> Path:
-    """An experiment of three arms on two datasets, one of a hostile name, with curves, a mask and its pictures."""
+    """Return an experiment of three arms on two datasets, one with a hostile name, with curves, a mask and pictures."""
     folder = tmp_path_factory.mktemp("outputs") / "study"
     for dataset in ("sst2", "agnews"):
         write.study(folder, dataset, baseline=0.75, influence=0.52, random_matched=0.73)
@@ -54,7 +54,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A tab; the test fails if it reports an error or asks another machine for anything."""
+    """Yield a tab; the test fails if it reports an error or asks another machine for anything."""
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     complaints: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -71,7 +71,7 @@ def test_the_report_shows_its_tables_and_figures_and_is_no_wider_than_the_screen
     page.set_viewport_size({"width": width, "height": 900})
     page.goto((study / "report.html").as_uri())
     expect(page.get_by_role("heading", level=1)).to_have_text("study")
-    expect(page.locator(".answer")).to_contain_text("masking hurts")
+    expect(page.locator(".answer")).to_contain_text("Masking hurts")
     for table in ("arms", "verdicts", "differences", "sweep", "mask_shares", "expected", "protocol"):
         page.locator(f"#table-{table}").scroll_into_view_if_needed()
         expect(page.locator(f"#table-{table}")).to_be_visible()
@@ -85,7 +85,7 @@ def test_the_report_shows_its_tables_and_figures_and_is_no_wider_than_the_screen
 
 @pytest.fixture(scope="module")
 def tensorboard(study) -> str:
-    """The address of a TensorBoard of the experiment, once it has read it."""
+    """Return the address of a TensorBoard of the experiment, once it has read it."""
     server = program.TensorBoard()
     server.configure(argv=[None, "--logdir", str(study.parent), "--port", "0", "--reload_interval", "1"])
     return server.launch()

@@ -7,7 +7,7 @@ import torch
 from lightning_app.errors import UsageError
 from lightning_app.report import load_results, write_report
 from lightning_app.report.loading import load_curves, load_sweeps
-from lightning_app.report.masks import find_masks, overlaps, shares, short_names
+from lightning_app.report.masks import find_masks, mask_overlaps, masked_shares, short_names
 from lightning_app.report.tables import show_shares
 from lightning_app.results.files import read_json, write_json
 
@@ -15,7 +15,7 @@ UP, DOWN = "layers.0.mlp.up.weight", "layers.1.mlp.down.weight"
 
 
 def write_masked(write, folder, dataset: str, arm: str, seed: int, up: int, down: int) -> None:
-    """A condition whose mask has the first `up` and the first `down` of 8 weights each."""
+    """Write a condition whose mask has the first `up` and the first `down` of 8 weights each."""
     first = torch.arange(8)
     run = folder / dataset / arm / f"seed{seed}"
     digest = write.mask(run, {UP: first < up, DOWN: first < down})
@@ -34,7 +34,7 @@ def masked(tmp_path, write):
 
 
 def test_shares_count_by_layer_and_projection(masked):
-    found = shares(find_masks(load_results(masked)))
+    found = masked_shares(find_masks(load_results(masked)))
     rows = found[(found["arm"] == "random") & (found["seed"] == 0)]
     assert rows[["layer", "projection", "masked", "candidates"]].values.tolist() == [
         ["layers.0", "mlp.up", 2, 8],
@@ -53,7 +53,7 @@ def test_equal_masks_are_shown_once(masked):
 
 
 def test_overlaps_of_arms_seeds_and_datasets_stand_beside_chance(masked):
-    found = overlaps(find_masks(load_results(masked))).set_index(["between", "dataset", "one", "other"])
+    found = mask_overlaps(find_masks(load_results(masked))).set_index(["between", "dataset", "one", "other"])
     assert found.index.tolist() == [
         ("arms", "sst2", "influence", "random"),
         ("seeds", "sst2", "seed 0", "seed 1"),
@@ -69,7 +69,7 @@ def test_masks_over_other_candidates_are_not_compared(masked, write):
     run = masked / "sst2" / "snip_lowest" / "seed0"
     digest = write.mask(run, {UP: torch.ones(4, dtype=torch.bool)})
     write.condition(masked, "sst2", "snip_lowest", 0, 0.5, mask_digest=digest)
-    assert "snip_lowest" not in set(overlaps(find_masks(load_results(masked)))["other"])
+    assert "snip_lowest" not in set(mask_overlaps(find_masks(load_results(masked)))["other"])
 
 
 def test_names_are_cut_to_what_tells_them_apart():
@@ -82,7 +82,7 @@ def test_without_a_control_all_masks_are_compared_between_seeds(masked, write):
     for file in masked.rglob("metrics.json"):
         write_json(file, read_json(file) | {"control": None})
     write_masked(write, masked, "sst2", "random", 1, 2, 4)
-    pairs = overlaps(find_masks(load_results(masked)))
+    pairs = mask_overlaps(find_masks(load_results(masked)))
     between = pairs[pairs["between"] == "seeds"]
     assert between[["one", "other"]].values.tolist() == [
         ["influence seed 0", "influence seed 1"],

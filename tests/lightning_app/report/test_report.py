@@ -30,7 +30,7 @@ class Outline(HTMLParser):
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory, write) -> Path:
-    """An experiment that has something for every section, and its report."""
+    """Return an experiment that has something for every section, and its report."""
     folder = write.study(
         tmp_path_factory.mktemp("outputs") / "study", baseline=0.75, influence=0.52, random_matched=0.73
     )
@@ -72,7 +72,7 @@ def test_a_full_report_has_every_section_and_each_table_and_figure_in_all_its_fo
         "What the masks have in common",
         "Learning curves",
         "Cost and accuracy",
-        "What the source document expects",
+        "What the original study protocol expects",
         "Protocol",
     ]
     tables = [name.removeprefix("table-") for name in outline.ids if name.startswith("table-")]
@@ -133,26 +133,25 @@ def test_a_verdict_is_on_the_page_and_in_the_terminal(accuracy, verdict, reason,
     assert terminal.endswith(f"Report: {folder / 'report.html'} (and report.md)")
     for name in ("report.html", "report.md"):
         page = (folder / name).read_text()
-        points = f"{100 * accuracy - 70:+.1f} points"
-        assert f"On sst2 the verdict is that {verdict}: influence scores {points} beside baseline" in page
+        points = f"{abs(100 * accuracy - 70):.1f} points {'below' if accuracy < 0.7 else 'above'} baseline and"
+        assert f"{verdict.capitalize()} on sst2: influence is {points}" in page
         assert reason in page
 
 
 def test_the_answer_says_what_was_predicted_what_was_measured_and_what_is_not_shown(full):
     page = (full / "report.md").read_text()
-    assert "predicted to raise the training loss (+8.90 nats a sample) and raised it (+1.10)" in page
-    assert "one study of some/backbone on sst2, masks of 50 % of the candidates and 3 seeds an arm" in page
-    assert "The source document asks about Qwen/Qwen2-0.5B, which these results do not speak of." in page
+    assert "raised the training loss by 1.10 nats per sample (predicted: +8.90); as a group they were useful" in page
+    assert "from some/backbone on sst2, with masks of 50 % of the candidates and 3 seeds per arm." in page
+    assert "The original study protocol asks about Qwen/Qwen2-0.5B, which was not run here." in page
 
 
 def test_the_answer_names_the_mask_of_the_sweep_that_lowered_the_loss_most(tmp_path, write):
     folder = write.study(tmp_path / "study", seeds=1, baseline=0.7)
     write.sweep(folder, "sst2")
     write_report(folder)
-    said = (
-        "was the highest 0.01 % of the candidates on sst2 (-0.100 predicted, -0.050 measured; dev accuracy -12.0 points"
-    )
-    assert said in (folder / "report.md").read_text()
+    page = (folder / "report.md").read_text()
+    assert "On sst2, the best mask of the sweep is the highest 0.01 % of the candidates: it changed the" in page
+    assert "training loss by -0.050 (predicted: -0.100) and dev accuracy by -12.0 points. The best of 6 masks" in page
     write.sweep(folder, "sst2", points=0)
     write_report(folder)
     assert "the sweep" not in (folder / "report.md").read_text()

@@ -2,9 +2,9 @@ import pandas as pd
 import pytest
 
 from lightning_app.report import comparison_table, load_results, summarize
-from lightning_app.report.names import PALETTE, looks
 from lightning_app.report.page import Table
-from lightning_app.report.tables import p_value
+from lightning_app.report.styles import PALETTE, arm_styles
+from lightning_app.report.tables import show_p_value
 
 
 def test_seeds_are_averaged_and_datasets_are_in_alphabetical_order(experiment):
@@ -59,7 +59,7 @@ def test_the_sweep_is_no_arm(tmp_path, write):
 
 def looks_of(*records: dict) -> list:
     defaults = {"role": "mask", "trains": "none", "color": None}
-    return [*looks(pd.DataFrame([defaults | record for record in records])).values()]
+    return [*arm_styles(pd.DataFrame([defaults | record for record in records])).values()]
 
 
 def test_an_arm_has_its_own_color_and_keeps_it_when_something_trains_under_its_mask():
@@ -83,7 +83,7 @@ def test_an_arm_without_a_color_gets_one_by_its_name():
     ("value", "text"), [(float("nan"), ""), (0.0, "< 0.0001"), (0.00012, "0.00012"), (0.051, "0.051"), (1.0, "1")]
 )
 def test_p_values_have_two_digits(value, text):
-    assert p_value(value) == text
+    assert show_p_value(value) == text
 
 
 def test_columns_of_numbers_are_told_from_words():

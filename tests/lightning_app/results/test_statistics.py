@@ -18,9 +18,9 @@ from torchmetrics.functional.classification import (
 from lightning_app.errors import UsageError
 from lightning_app.results import statistics
 from lightning_app.results.files import read_json, write_json, write_parquet
-from lightning_app.results.influence import jackknife
 from lightning_app.results.metrics import METRICS
 from lightning_app.results.predictions import Evaluation, evaluate, read_evaluation, stored_metrics
+from lightning_app.results.row_values import jackknife
 from lightning_app.results.statistics import (
     bootstrap_rows,
     half_width,
@@ -179,7 +179,7 @@ def test_predictions_that_make_no_sense_are_refused():
 
 
 def leave(run: Path, logits: list[list[float]], **columns: list[int]) -> Path:
-    """Leaves predictions in the folder of a condition."""
+    """Leave predictions in the folder of a condition."""
     write_parquet(run / "predictions.parquet", pa.table({**columns, "logits": logits}))
     return run
 
@@ -319,7 +319,7 @@ def test_rows_of_a_seeds_own_count_as_part_of_its_seed():
 
 
 def simulate(rng, seeds: int, rows: int, by_seed: float, by_row: float, rest: float) -> tuple[np.ndarray, float]:
-    """Differences in correctness [seeds, rows] of two probit classifiers, and what they are over all seeds and rows."""
+    """Return differences in correctness [seeds, rows] of two probit classifiers, and those over all seeds and rows."""
     mean, total = np.array([0.9, 1.1]), np.sqrt(1 + by_seed**2 + by_row**2 + rest**2)
     shape = (2, seeds, rows)
     latent = mean[:, None, None] + rng.normal(size=rows)  # how easy a row is for both

@@ -15,7 +15,7 @@ CLAIM = (("influence", "baseline"), ("influence", "random_matched"))
 def evaluation(
     arm: str, seed: int, accuracy: float, own: float, rows: int = ROWS, dataset: str = "sst2", draw: int = 0
 ) -> Evaluation:
-    """A condition whose true accuracy is given.
+    """Return a condition whose true accuracy is given.
 
     A share `own` of its rows is right or wrong by chance of its own; the rest by how easy the row is, to all alike.
     """
@@ -35,7 +35,7 @@ def study(seeds: int = 5, own: float = 0.1, rows: int = ROWS, dataset: str = "ss
 
 
 def differences(evaluations: list[Evaluation], resamples: int = 2000) -> list[Difference]:
-    """Those of the claim, dataset by dataset, with Holm's correction over all of them."""
+    """Those of the verdict_pairs, dataset by dataset, with Holm's correction over all of them."""
     found = statistics.differences(evaluations, CLAIM, CLAIM, ["accuracy"], resamples)
     return holm(found, lambda each: each.declared)
 

@@ -19,10 +19,10 @@ class ParseOnly(InfluenceCLI):
         super().__init__([*options, "--model.backbone=some/model", *words], run=False)
 
     def before_instantiate_classes(self) -> None:
-        """Places nothing."""
+        """Place nothing."""
 
     def instantiate_classes(self) -> None:
-        """Builds nothing."""
+        """Build nothing."""
 
 
 def told(*words: str, arm: str = "influence") -> str:

@@ -9,8 +9,8 @@ from lightning.pytorch.plugins import MixedPrecision
 from models import Classifier, loader, quiet_trainer, weights_of
 from torch import nn
 
-from influence_masking import Hold, InfluenceMasking, Mask, MaskingError
-from influence_masking.masks import holding
+from influence_masking import InfluenceMasking, Mask, MaskEnforcer, MaskingError
+from influence_masking.masks import enforcer as enforcer_module
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "SGD with momentum and decay": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.1),
@@ -195,7 +195,7 @@ def test_clipping_sees_no_gradient_of_held_weights() -> None:
 
     class Watched(Trained):
         def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-            norms.append(self.trainer.callbacks[0]._hold.gradient_norm().item())
+            norms.append(self.trainer.callbacks[0]._enforcer.gradient_norm().item())
             norms.append(self.net[0].weight.grad[~self.trainer.callbacks[0].mask.flags("net.0.weight")].norm().item())
 
     assert train(Watched(), "freeze")[1] == HELD
@@ -265,20 +265,20 @@ def test_several_callbacks_hold_their_masks_together() -> None:
 @pytest.mark.parametrize("threshold", [0.0, 2.0], ids=["by flag", "by index"])
 @pytest.mark.parametrize("action", ACTIONS)
 def test_holding_without_a_trainer(action: str, threshold: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(holding, "DENSE_FROM", threshold)
+    monkeypatch.setattr(enforcer_module, "DENSE_THRESHOLD", threshold)
     module = nn.Linear(8, 8, bias=False)
     before = module.weight.detach().clone()
     flags = torch.rand(8, 8) < 0.4
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, weight_decay=0.5)
-    hold = Hold(module, Mask.from_flags({"weight": flags}), action, [optimizer])
+    enforcer = MaskEnforcer(module, Mask.from_flags({"weight": flags}), action, [optimizer])
     for _ in range(3):
         optimizer.zero_grad()
         module(torch.randn(4, 8)).pow(2).sum().backward()
-        assert hold.gradient_norm() == 0
+        assert enforcer.gradient_norm() == 0
         optimizer.step()
     held = ~flags if action == "train_only" else flags
     assert torch.equal(module.weight[held], before[held] * (action != "zero"))
-    hold.release()
+    enforcer.release()
     module(torch.randn(4, 8)).pow(2).sum().backward()
     optimizer.step()
     assert not torch.equal(module.weight[held], before[held] * (action != "zero"))
@@ -286,4 +286,4 @@ def test_holding_without_a_trainer(action: str, threshold: float, monkeypatch: p
 
 def test_a_mask_of_another_model_is_not_held() -> None:
     with pytest.raises(MaskingError, match="weight of shape"):
-        Hold(nn.Linear(2, 2), Mask.from_flags({"weight": torch.zeros(3, 3) > 0}), "zero")
+        MaskEnforcer(nn.Linear(2, 2), Mask.from_flags({"weight": torch.zeros(3, 3) > 0}), "zero")

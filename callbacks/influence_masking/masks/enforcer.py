@@ -1,4 +1,4 @@
-"""Masked weights kept at their values, bit for bit, under any optimizer.
+"""Keep masked weights at their values, bit for bit, under any optimizer.
 
 A zero gradient does not hold a weight, because weight decay and momentum move it. So the gradients of held weights are
 set to zero as soon as a backward pass has computed them, before clipping, gradient norms and the optimizer's moments
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from influence_masking.masks.mask import Mask
-from influence_masking.runtime.sharding import Local, local_part
+from influence_masking.runtime.sharding import LocalPart, local_part
 
 Action = Literal["zero", "freeze", "train_only"]
 
-DENSE_FROM = 1 / 4  # held share above which one flag per weight takes less memory than one index per held weight
+DENSE_THRESHOLD = 1 / 4  # held share above which one flag per weight takes less memory than one index per held weight
 
 
-class Hold:
-    """Hold a mask on a module until it is released.
+class MaskEnforcer:
+    """Keep the selected weights of a module at their values until it is released.
 
     Args:
         module: The model. Its parameters must be on their device already: a move to XLA makes new parameters, which
@@ -42,7 +42,7 @@ class Hold:
         for name, parameter in mask.check(module).items():
             local = local_part(name, parameter)
             selected = local.cut(mask.flags(name, parameter.device))
-            self._held[parameter] = _hold(local, ~selected if action == "train_only" else selected, action)
+            self._held[parameter] = _held_weights(local, ~selected if action == "train_only" else selected, action)
         train_only = action == "train_only"
         self._others = [p for p in module.parameters() if train_only and p not in self._held]
         self.restore(frozen_too=True)
@@ -75,7 +75,7 @@ class Hold:
 
     def _hook_gradient(self, parameter: nn.Parameter) -> Any:
         """Zero the held gradients after each backward pass, also of a parameter that is unfrozen later."""
-        held, asked = self._held[parameter], parameter.requires_grad
+        held, required_grad = self._held[parameter], parameter.requires_grad
 
         @torch.no_grad()
         def clear(parameter: Tensor) -> None:
@@ -83,7 +83,7 @@ class Hold:
 
         parameter.requires_grad_(True)  # torch registers the hook only on a parameter that requires a gradient
         handle = parameter.register_post_accumulate_grad_hook(clear)
-        parameter.requires_grad_(asked)
+        parameter.requires_grad_(required_grad)
         return handle
 
 
@@ -97,7 +97,7 @@ def zeroed(module: nn.Module, mask: Mask, alpha: float = 1.0) -> Iterator[None]:
     held = []
     for name, parameter in mask.check(module).items():
         local = local_part(name, parameter)
-        held.append(_hold(local, local.cut(mask.flags(name, parameter.device)), "freeze"))
+        held.append(_held_weights(local, local.cut(mask.flags(name, parameter.device)), "freeze"))
     try:
         with torch.no_grad():
             for part in held:
@@ -175,10 +175,10 @@ class _HeldByFlag:
             self._weights.copy_(torch.where(self._flags, self._values * factor, self._weights))
 
 
-def _hold(local: Local, flags: Tensor, action: Action) -> _Held:
+def _held_weights(local: LocalPart, flags: Tensor, action: Action) -> _Held:
     weights = local.tensor
     fixed_shapes = weights.device.type == "xla" or not weights.is_contiguous()
-    dense = fixed_shapes or flags.sum() >= DENSE_FROM * flags.numel()
+    dense = fixed_shapes or flags.sum() >= DENSE_THRESHOLD * flags.numel()
     return (_HeldByFlag if dense else _HeldByIndex)(weights, flags, action == "zero")
 
 

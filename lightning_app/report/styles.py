@@ -1,4 +1,4 @@
-"""Order and look of arms, from what their records say: the same in every table and figure."""
+"""The order of arms and their style, derived from their records: the same in every table and figure."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, get_args
@@ -19,7 +19,7 @@ MARKERS = {"none": "o", "head": "^", "adapter": "D", "all": "D"}
 """By what an arm trains, except for baselines, which are drawn as `o`."""
 
 
-class Look(NamedTuple):
+class ArmStyle(NamedTuple):
     """How an arm is drawn."""
 
     color: str
@@ -27,22 +27,22 @@ class Look(NamedTuple):
     line: str
 
 
-def looks(results: pd.DataFrame) -> dict[str, Look]:
-    """The look of each arm, which depends on nothing but its record."""
+def arm_styles(results: pd.DataFrame) -> dict[str, ArmStyle]:
+    """Return the style of each arm, which depends on nothing but its record."""
     return {record["arm"]: _look(record) for record in results.drop_duplicates("arm").to_dict("records")}
 
 
-def _look(record: Mapping[str, Any]) -> Look:
+def _look(record: Mapping[str, Any]) -> ArmStyle:
     name, _, _ = record["arm"].partition("+")  # an arm has one color, whatever is trained under its mask
     color = record["color"]
     if not is_color_like(color):
         color = PALETTE[crc32(name.encode()) % len(PALETTE)]
     if record["role"] == "baseline":
-        return Look(color, "o", "-")
-    return Look(color, MARKERS[record["trains"]], "--" if record["trains"] == "head" else "-")
+        return ArmStyle(color, "o", "-")
+    return ArmStyle(color, MARKERS[record["trains"]], "--" if record["trains"] == "head" else "-")
 
 
-def order(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    """A key that sorts conditions by dataset, then arms by role (those with a verdict first) and label, then seeds."""
+def sort_key(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return a key that sorts by dataset, by role (arms with a verdict first), by label and by seed."""
     role = get_args(Role).index(record["role"])
     return record["dataset"], role, record["control"] is None, record["arm"], record["seed"]
