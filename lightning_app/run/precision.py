@@ -7,8 +7,22 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import Accelerator, CUDAAccelerator, MPSAccelerator, XLAAccelerator
 
 Precision = Literal[
-    *("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true"),
-    *("transformer-engine", "transformer-engine-float16", "64", "32", "16", "bf16", 64, 32, 16),
+    "auto",
+    "32-true",
+    "bf16-mixed",
+    "bf16-true",
+    "16-mixed",
+    "16-true",
+    "64-true",
+    "transformer-engine",
+    "transformer-engine-float16",
+    "64",
+    "32",
+    "16",
+    "bf16",
+    64,
+    32,
+    16,
 ]
 
 
@@ -38,5 +52,7 @@ def automatic_precision(accelerator: str | Accelerator) -> Literal["bf16-mixed",
 
 def cpu_multiplies_bf16() -> bool:
     """Whether the processor has instructions for products of bf16 matrices."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch do not have it
+    capabilities: dict[str, Any] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # older versions of torch do not have it
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
