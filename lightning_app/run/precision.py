@@ -54,5 +54,5 @@ def cpu_multiplies_bf16() -> bool:
     """Whether the processor has instructions for products of bf16 matrices."""
     capabilities: dict[str, Any] = getattr(
         torch.cpu, "get_capabilities", dict
-    )()  # older versions of torch do not have it
+    )()  # newer torch has it
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

@@ -9,7 +9,7 @@ KINDS = {"tpu": XLAAccelerator, "mps": MPSAccelerator, "cuda": CUDAAccelerator}
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A machine with these accelerators, whose CPU has these instructions."""
+    """Pretend to have these accelerators, and a CPU with these instructions."""
 
     def have(*accelerators, instructions=(), gpu=True):
         for name, kind in KINDS.items():
