@@ -318,6 +318,7 @@ def run_conditions(
                 line = f"{label}: FAILED, see the reason at the end"
             else:
                 line = f"{label}: {_headline(condition)} in {perf_counter() - started[condition]:.0f} s"
+                line += _chance_warning(condition)
             bar.write(line)
     return failures
 
@@ -343,6 +344,13 @@ def _headline(condition: Condition) -> str:
     record = read_json(condition.folder / METRICS_FILE)
     shown = [metric for name, metric in METRICS.items() if metric.in_figures and name in record]
     return ", ".join(metric.describe(record[metric.name]) for metric in shown)
+
+
+def _chance_warning(condition: Condition) -> str:
+    from lightning_app.results.metrics import no_better_than_chance
+
+    worse = no_better_than_chance(read_json(condition.folder / METRICS_FILE))
+    return f"\n  no better than chance: {worse}" if worse else ""
 
 
 def main(argv: list[str], report: Callable[[Path], str]) -> int:

@@ -4,11 +4,11 @@ Metrics are computed only here, from predictions. torch is imported inside the f
 others reads records, and must not load it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import inf, isinf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,6 +37,8 @@ class Metric:
             applies.
         low: The smallest possible value.
         high: The largest. NaN is accepted where it is infinite: models diverge.
+        chance: From labels [rows] and the number of classes to the value of a model that knows the classes' shares at
+            most. None: it has no such value.
         in_tables: Whether the table of arms and the dashboard show it.
         in_figures: Whether the figure of the arms' scores shows it.
         in_sweeps: Whether the table and the figure of a sweep show it.
@@ -53,6 +55,7 @@ class Metric:
     is_proportion: bool = False
     low: float = -inf
     high: float = inf
+    chance: Callable[[np.ndarray, int], float] | None = None
     in_tables: bool = True
     in_figures: bool = True
     in_sweeps: bool = True
@@ -80,6 +83,10 @@ class Metric:
     def admits(self, value: float) -> bool:
         """Return whether a value is possible."""
         return self.low <= value <= self.high or (value != value and isinf(self.high))
+
+    def is_at_least_as_good(self, value: float, other: float) -> bool:
+        """Return whether a value is no worse than another one; NaN is worse than all."""
+        return value >= other if self.higher_is_better else value <= other
 
     def show(self, value: float) -> str:
         """Return the value as text without its unit; empty if it was not recorded."""
@@ -120,6 +127,16 @@ def ece(labels: "Tensor", logits: "Tensor") -> "Tensor":
     return multiclass_calibration_error(probabilities, labels, logits.shape[1], n_bins=ECE_BINS)
 
 
+def largest_class(labels: np.ndarray, classes: int) -> float:
+    """Return the accuracy of always predicting the most frequent class."""
+    return float(np.bincount(labels, minlength=classes).max() / len(labels))
+
+
+def uniform_nll(labels: np.ndarray, classes: int) -> float:
+    """Return the NLL of equal probabilities."""
+    return float(np.log(classes))
+
+
 _percentage = partial(Metric, unit="%", scale=100, decimals=1, low=0)
 
 METRICS: dict[str, Metric] = {
@@ -133,6 +150,7 @@ METRICS: dict[str, Metric] = {
             row_values=row_accuracy,
             is_proportion=True,
             high=1,
+            chance=largest_class,
         ),
         _percentage(
             name="macro_f1",
@@ -153,6 +171,7 @@ METRICS: dict[str, Metric] = {
             function=nll,
             row_values=row_nll,
             low=0,
+            chance=uniform_nll,
             in_figures=False,
         ),
         _percentage(
@@ -180,3 +199,23 @@ def compute_metrics(labels: "Tensor", logits: "Tensor") -> dict[str, float]:
     """
     logits = logits.float()
     return {name: float(metric.function(labels, logits)) for name, metric in METRICS.items()}
+
+
+def chance_levels(labels: np.ndarray, classes: int) -> dict[str, float]:
+    """Return the value by chance of every metric that has one, from labels [rows] and the number of classes."""
+    return {name: metric.chance(labels, classes) for name, metric in METRICS.items() if metric.chance}
+
+
+def no_better_than_chance(record: Mapping[str, Any]) -> str:
+    """Return which metrics of a condition are worse than by chance, as a phrase; empty if none is.
+
+    Args:
+        record: The content of its `metrics.json`.
+    """
+    worse = []
+    for name, level in record.get("chance", {}).items():
+        metric, value = METRICS.get(name), record.get(name)
+        if metric and value is not None and not metric.is_at_least_as_good(value, level):
+            shown = metric.describe(value) if value == value else f"{metric.title} NaN"
+            worse.append(f"{shown} (by chance: {metric.show(level)})")
+    return " and ".join(worse)

@@ -26,7 +26,7 @@ from lightning_app.results.files import (
     write_parquet,
 )
 from lightning_app.results.identity import Identity
-from lightning_app.results.metrics import compute_metrics
+from lightning_app.results.metrics import chance_levels, compute_metrics
 from lightning_app.results.records import read_fit
 from modules import Sweep
 from modules.sweep import SweepResult
@@ -167,6 +167,7 @@ class Recorder(MetricLogger):
         record = {
             **names,
             **self.metrics,
+            "chance": chance_levels(self.columns["labels"].numpy(), pl_module.num_labels),
             "eval_split": datamodule.eval_split_name,
             "early_stop_on": datamodule.early_stop_on,
             "split_sizes": datamodule.split_sizes,

@@ -10,7 +10,14 @@ from torchmetrics.functional.classification import (
     multiclass_f1_score,
 )
 
-from lightning_app.results.metrics import HEADLINE, METRICS, Metric, compute_metrics
+from lightning_app.results.metrics import (
+    HEADLINE,
+    METRICS,
+    Metric,
+    chance_levels,
+    compute_metrics,
+    no_better_than_chance,
+)
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -77,3 +84,28 @@ def test_a_metric_says_its_value_in_its_unit():
 def test_a_metric_needs_no_bounds_and_no_influence_function():
     metric = Metric("x", "x", "bits", 1, 2, True, lambda labels, logits: labels.sum())
     assert all(map(metric.admits, (-1e9, 1e9, float("nan"))))
+
+
+def test_chance_is_what_the_shares_of_the_classes_allow():
+    labels = torch.tensor([0, 0, 0, 2])
+    constant, uniform = torch.eye(3)[[0] * 4], torch.zeros(4, 3)
+    levels = chance_levels(labels.numpy(), 3)
+    assert levels["accuracy"] == compute_metrics(labels, constant)["accuracy"] == 0.75
+    assert levels["nll"] == pytest.approx(compute_metrics(labels, uniform)["nll"])
+    assert levels.keys() == {name for name, metric in METRICS.items() if metric.chance}
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "nll", "said"),
+    [
+        (0.9, 0.3, ""),
+        (0.51, 0.69, ""),
+        (0.49, 0.3, "accuracy 49.0% (by chance: 51.0)"),
+        (0.9, 4.1, "NLL 4.100 nats (by chance: 0.690)"),
+        (0.49, float("nan"), "accuracy 49.0% (by chance: 51.0) and NLL NaN (by chance: 0.690)"),
+    ],
+)
+def test_a_condition_that_is_no_better_than_chance_is_named_with_both_values(accuracy, nll, said):
+    record = {"accuracy": accuracy, "nll": nll, "chance": {"accuracy": 0.51, "nll": 0.69, "gone": 1.0}}
+    assert no_better_than_chance(record) == said
+    assert no_better_than_chance({"accuracy": accuracy}) == ""  # of an earlier version
