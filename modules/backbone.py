@@ -72,7 +72,8 @@ def load_backbone(name: str) -> PreTrainedModel:
     """Loads the transformer without a task head, in float32 and in train mode; executes no code that comes with it.
 
     Raises:
-        BackboneError: If it cannot be loaded; the message names what was looked for and how to work offline.
+        BackboneError: If it cannot be loaded, or a weight is missing or not finite; the message names what was looked
+            for and how to work offline.
     """
     options = {"trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}
     backbone, found = _explained(AutoModel.from_pretrained, name, dtype=torch.float32, **options)
@@ -81,7 +82,18 @@ def load_backbone(name: str) -> PreTrainedModel:
         raise BackboneError(
             f"The weights of the backbone {name!r} lack {missing[0]}, which would be random. Complete them."
         )
+    _check_finite(backbone, name)
     return prepared(backbone)
+
+
+def _check_finite(backbone: nn.Module, name: str) -> None:
+    """Raise BackboneError if a weight is NaN or infinite; `aminmax` passes both on, and needs no memory."""
+    for path, weight in backbone.named_parameters():
+        if weight.numel() and not all(bound.isfinite() for bound in weight.detach().aminmax()):
+            raise BackboneError(
+                f"The weights of the backbone {name!r} have values in {path} that are NaN or infinite, so no result of "
+                "it would be finite. Give weights that are whole."
+            )
 
 
 def prepared(backbone: Any) -> PreTrainedModel:

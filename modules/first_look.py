@@ -1,0 +1,122 @@
+"""A look before training: two rows through the model find what cannot run before anything expensive begins."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.memory import is_oom_error
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from influence_masking.gradients.mean_gradient import calibrating
+from modules.errors import BackboneError, OptionError
+from modules.features import Batch
+
+
+class FirstLook(Callback):
+    """Read two rows forward, and backward if the arm trains, when a fit begins; leave everything as it was.
+
+    Raises:
+        BackboneError: If the backbone cannot read the tokens, or its results are not finite.
+        OptionError: If `data.max_length` is beyond the backbone's positions.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Look here for XLA, while the weights are on the CPU: there, the look would be programs to compile."""
+        if stage == "fit" and trainer.strategy.root_device.type == "xla":
+            look(trainer, pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look on the device."""
+        if trainer.strategy.root_device.type != "xla":
+            look(trainer, pl_module)
+
+
+def look(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Read the example rows of the datamodule, unless an earlier fit with the same caches has read them alike.
+
+    Without a `TextDataModule` there are no such rows, and where parameters are sharded they are not read.
+    """
+    module, datamodule = cast(Any, pl_module), cast(Any, trainer).datamodule
+    if not hasattr(datamodule, "example_batch") or not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        return
+    batch: Batch = datamodule.example_batch()
+    _check_tokens(module, batch)
+    trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    state = (module.backbone_fingerprint, module.pooling, trainer.precision, str(module.device))
+    key = (*state, tuple(batch["input_ids"].shape), tuple(trained))
+    if key not in module.caches.looks:
+        _read(trainer, module, {name: values.to(module.device) for name, values in batch.items()})
+        module.caches.looks.add(key)
+
+
+def _check_tokens(module: Any, batch: Batch) -> None:
+    """Raise an error if the rows are too long or have tokens that the backbone does not know.
+
+    A GPU would end the process's use of CUDA at such an index, and XLA would read another row.
+    """
+    length, positions = batch["input_ids"].shape[1], getattr(module.backbone.config, "max_position_embeddings", None)
+    if isinstance(positions, int) and 0 < positions < length:
+        raise OptionError(
+            f"data.max_length is {length}, but the backbone {module.backbone_name!r} reads at most {positions} tokens "
+            "(max_position_embeddings in its configuration). Lower data.max_length."
+        )
+    embedding, largest = module.backbone.get_input_embeddings(), int(batch["input_ids"].max())
+    if isinstance(embedding, nn.Embedding) and largest >= embedding.num_embeddings:
+        raise BackboneError(
+            f"The tokenizer gives the token {largest}, as padding or in a text, but the embedding of the backbone "
+            f"{module.backbone_name!r} has {embedding.num_embeddings} rows. Give a backbone whose tokenizer fits, or "
+            "enlarge its embedding by resize_token_embeddings of transformers, and save it."
+        )
+
+
+def _read(trainer: Trainer, module: Any, batch: Batch) -> None:
+    """Read the rows forward and backward; no random number is drawn and no gradient, mode or buffer is changed."""
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    compiled = torch.compiler.set_stance("force_eager") if module.compiled else nullcontext()
+    context = trainer.precision_plugin.val_step_context()
+    try:
+        with isolate_rng(), calibrating(module, trained), compiled, _checked_lookups(module.backbone):
+            with context, torch.set_grad_enabled(bool(trained)):
+                logits = module(batch["input_ids"], batch["attention_mask"])
+                loss = cross_entropy(logits, batch["labels"])
+            grads = torch.autograd.grad(loss, list(trained.values()), allow_unused=True) if trained else ()
+    except Exception as error:  # a model may raise any exception; the cause is kept
+        if isinstance(error, MemoryError) or is_oom_error(error):
+            raise
+        length = batch["input_ids"].shape[1]
+        raise BackboneError(
+            f"The backbone {module.backbone_name!r} fails on a batch of two texts, one of {length} tokens "
+            f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0]}). Lower data.max_length if it reads "
+            "shorter texts only, or choose another backbone: docs/backbones.md lists those that work."
+        ) from error
+    found = {"logits": logits, **dict(zip(trained, grads, strict=True))}
+    for name, values in found.items():
+        if values is not None and not values.isfinite().all():
+            what = "logits" if values is logits else f"a gradient of {name}"
+            raise BackboneError(
+                f"The backbone {module.backbone_name!r} gives {what} that are NaN or infinite under trainer.precision "
+                f"{trainer.precision}, before any training. Set trainer.precision=32-true, or choose another backbone."
+            )
+
+
+@contextmanager
+def _checked_lookups(backbone: nn.Module) -> Iterator[None]:
+    """Check the rows that are read of every embedding: positions may begin behind those that padding takes."""
+
+    def check(embedding: nn.Module, inputs: tuple[Any, ...]) -> None:
+        rows, largest = cast(nn.Embedding, embedding).num_embeddings, int(inputs[0].max())
+        if largest >= rows:
+            raise IndexError(f"row {largest} of an embedding of {rows} rows, {names[embedding]}")
+
+    names = {module: name for name, module in backbone.named_modules() if isinstance(module, nn.Embedding)}
+    hooks = [embedding.register_forward_pre_hook(check) for embedding in names]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
