@@ -288,7 +288,7 @@ def test_a_model_that_computes_something_else_is_not_written(study, influence, t
     assert "with a linear layer `lm_head`" in told(capsys)
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("modules.Baseline.forward", lambda self, input_ids, attention_mask: torch.ones(2, 7))
+    monkeypatch.setattr("modules.Baseline.forward", lambda self, ids, mask: torch.ones(len(ids), 7))
     assert influence(*words) == 2
     assert "should give the logits of the run, but they differ by" in told(capsys)
     assert not list(tmp_path.iterdir())

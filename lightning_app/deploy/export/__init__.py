@@ -67,7 +67,7 @@ def _save_model(run: TrainedRun, folder: Path) -> PreTrainedModel:
     tokenizer.model_max_length = run.datamodule.max_length
     if isinstance(module, LoRA):
         save_adapter(module, folder / ADAPTER_FOLDER)
-    model = to_transformers(module, tokenizer, run.datamodule.label_names)
+    model = to_transformers(module, run.datamodule)
     if isinstance(model, MeanPooledForSequenceClassification):  # then save_pretrained copies their file
         type(model.config).register_for_auto_class()
         type(model).register_for_auto_class("AutoModelForSequenceClassification")
