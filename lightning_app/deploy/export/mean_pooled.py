@@ -6,7 +6,6 @@ is run by `AutoModelForSequenceClassification.from_pretrained(folder, trust_remo
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel

@@ -87,9 +87,10 @@ def to_transformers(module: Classifier, datamodule: TextDataModule) -> PreTraine
     found = logits_of_user(model.eval(), tokenizer, probes)
     if not torch.allclose(expected, found, rtol=TOLERANCE, atol=TOLERANCE):
         differences = (expected - found).abs().amax(1)
+        text = probes[int(differences.argmax())]
         raise UsageError(
             f"{type(model).__name__} of transformers should give the logits of the run, but they differ by "
-            f"{float(differences.max()):.3g} for the text {probes[int(differences.argmax())]!r}, so nothing is exported."
+            f"{float(differences.max()):.3g} for the text {text!r}, so nothing is exported."
         )
     return model
 
