@@ -18,8 +18,6 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 WHOLE_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 """Names of files with the weights of a whole model."""
 
-MERGE = "Merge it where it was trained (merge_and_unload of peft, then save_pretrained), and give that folder."
-
 
 def is_adapter(name: str) -> bool:
     """Whether a backbone is a folder with a peft adapter."""
@@ -98,7 +96,8 @@ def _merge(backbone: PreTrainedModel, folder: Path) -> str | None:
 
 def _unfit(name: str, fault: str) -> BackboneError:
     return BackboneError(
-        f"The backbone {name!r} is a peft adapter that cannot be merged into its base: {fault}. {MERGE}"
+        f"The backbone {name!r} is a peft adapter that cannot be merged into its base: {fault}. Merge it "
+        "where it was trained (merge_and_unload of peft, then save_pretrained), and give that folder."
     )
 
 

@@ -92,8 +92,8 @@ def load_backbone(name: str) -> PreTrainedModel:
         )
     if getattr(backbone, "_hf_peft_config_loaded", False):  # by transformers, without a word
         raise BackboneError(
-            f"The backbone {name!r} is both a peft adapter and a whole model on the hub. Download it, and give a folder "
-            "that has one of them."
+            f"The backbone {name!r} on the hub is both a peft adapter and a whole model. Download it, and give a "
+            "folder that has one of them."
         )
     if is_adapter(name):
         backbone = merge(backbone, name)
@@ -131,8 +131,8 @@ def _explained(load, name: str, **kwargs):
     except Exception as error:  # what lies in a folder may make transformers raise anything; the cause is kept
         base = "" if source == name else f", a peft adapter, needs its base {source!r}, which"
         raise BackboneError(
-            f"The backbone {name!r}{base} could not be loaded from {_where(source)}: {_reason(error)}. Its weights must be "
-            "safetensors, and code that comes with it is not run. Check the name and the network; after one run "
+            f"The backbone {name!r}{base} could not be loaded from {_where(source)}: {_reason(error)}. Its weights must "
+            "be safetensors, and code that comes with it is not run. Check the name and the network; after one run "
             "online, HF_HUB_OFFLINE=1 works from the cache; a local folder made by save_pretrained works as well, and "
             f"so does --backbone {EMBEDDED_NAME}, which needs no network."
         ) from error

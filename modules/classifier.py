@@ -259,7 +259,7 @@ class Classifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return the check of the start against the data and the first look; arms add their own callbacks after them."""
+        """Return the check of the start against the data, and the first look; arms add their own after them."""
         return [*([CheckStart()] if self.start else []), FirstLook()]
 
     def identity(self) -> dict[str, Any]:

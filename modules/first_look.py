@@ -108,12 +108,11 @@ def _read(trainer: Trainer, module: Any, batch: Batch) -> None:
 def _checked_lookups(backbone: nn.Module) -> Iterator[None]:
     """Check the rows that are read of every embedding: positions may begin behind those that padding takes."""
 
-    def check(embedding: nn.Module, inputs: tuple[Any, ...]) -> None:
-        rows, largest = cast(nn.Embedding, embedding).num_embeddings, int(inputs[0].max())
-        if largest >= rows:
-            raise IndexError(f"row {largest} of an embedding of {rows} rows, {names[embedding]}")
+    def check(embedding: Any, inputs: tuple[Any, ...]) -> None:
+        if (largest := int(inputs[0].max())) >= embedding.num_embeddings:
+            raise IndexError(f"row {largest} of {names[embedding]}, which has {embedding.num_embeddings} rows")
 
-    names = {module: name for name, module in backbone.named_modules() if isinstance(module, nn.Embedding)}
+    names: dict[Any, str] = {each: name for name, each in backbone.named_modules() if isinstance(each, nn.Embedding)}
     hooks = [embedding.register_forward_pre_hook(check) for embedding in names]
     try:
         yield
