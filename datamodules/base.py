@@ -210,18 +210,19 @@ class TextDataModule(LightningDataModule, ABC):
         """
         return self._ordered(self._calibration, CALIBRATION_BATCH_SIZE)
 
-    def example_batch(self) -> dict[str, Tensor]:
-        """Return a batch of two rows that tries what any batch may hold, to find early what a model cannot read.
+    def example_batches(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return two batches that try what any batch may hold, to find early what a model cannot read.
 
-        The first row has `max_length` tokens, whatever the texts have, among them the largest token of all splits. The
-        second is a short one with padding.
+        The first has one row of `max_length` tokens, whatever the texts have, with the largest token of all splits. The
+        second has two short rows, one with padding.
         """
         tokens = self._rows["train"].tokens[0]
         full = tokens.repeat(self.max_length // len(tokens) + 1)[: self.max_length].clone()
         full[-1] = self._largest_token
-        short = full[: max(1, min(3, len(full) - 1))]
-        lengths, zeros = torch.tensor([len(full), len(short)]), torch.zeros(2, dtype=torch.long)
-        return TokenizedRows(torch.cat([full, short]), lengths, zeros, zeros, self.pad_token_id)[[0, 1]]
+        parts = [full, full[:3], full[:2]]
+        lengths, zeros = torch.tensor([len(part) for part in parts]), torch.zeros(3, dtype=torch.long)
+        rows = TokenizedRows(torch.cat(parts), lengths, zeros, zeros, self.pad_token_id)
+        return rows[[0]], rows[[1, 2]]
 
     def num_tokens(self, split: str) -> int:
         """Return the number of tokens in `split`, without padding."""

@@ -129,9 +129,9 @@ def _explained(load, name: str, **kwargs):
     except BackboneError:
         raise
     except Exception as error:  # what lies in a folder may make transformers raise anything; the cause is kept
-        base = "" if source == name else f", a peft adapter, needs its base {source!r}, which"
+        described = repr(name) if source == name else f"{name!r}, a peft adapter, needs its base {source!r}, which"
         raise BackboneError(
-            f"The backbone {name!r}{base} could not be loaded from {_where(source)}: {_reason(error)}. Its weights must "
+            f"The backbone {described} could not be loaded from {_where(source)}: {_reason(error)}. Its weights must "
             "be safetensors, and code that comes with it is not run. Check the name and the network; after one run "
             "online, HF_HUB_OFFLINE=1 works from the cache; a local folder made by save_pretrained works as well, and "
             f"so does --backbone {EMBEDDED_NAME}, which needs no network."

@@ -1,4 +1,4 @@
-"""A look before training: two rows through the model find what cannot run before anything expensive begins."""
+"""A look before training: a few rows through the model find what cannot run before anything expensive begins."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,9 +16,13 @@ from influence_masking.gradients.mean_gradient import calibrating
 from modules.errors import BackboneError, OptionError
 from modules.features import Batch
 
+SMALL = 1 << 20
+"""Gradients are taken of parameters up to this size: a backward pass to these goes through all layers, and the gradient
+of a large matrix costs memory and time but finds no other fault."""
+
 
 class FirstLook(Callback):
-    """Read two rows forward, and backward if the arm trains, when a fit begins; leave everything as it was.
+    """Read a long row and short rows when a fit begins, the short ones also backward; leave everything as it was.
 
     Raises:
         BackboneError: If the backbone cannot read the tokens, or its results are not finite.
@@ -37,35 +41,39 @@ class FirstLook(Callback):
 
 
 def look(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Read the example rows of the datamodule, unless an earlier fit with the same caches has read them alike.
+    """Read the example batches of the datamodule, unless an earlier fit with the same caches has read them alike.
 
-    Without a `TextDataModule` there are no such rows, and where parameters are sharded they are not read.
+    The long row is read forward alone: backward it would take a CPU half a minute for half a billion weights.
+
+    Without a `TextDataModule` there are no such batches, and where parameters are sharded they are not read.
     """
     module, datamodule = cast(Any, pl_module), cast(Any, trainer).datamodule
-    if not hasattr(datamodule, "example_batch") or not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+    is_whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+    if not (is_whole and hasattr(datamodule, "example_batches")):
         return
-    batch: Batch = datamodule.example_batch()
-    _check_tokens(module, batch)
-    trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    full, short = datamodule.example_batches()
+    _check_tokens(module, full["input_ids"].shape[1], max(int(batch["input_ids"].max()) for batch in (full, short)))
+    trained = {name: each for name, each in module.named_parameters() if each.requires_grad and each.numel() <= SMALL}
     state = (module.backbone_fingerprint, module.pooling, trainer.precision, str(module.device))
-    key = (*state, tuple(batch["input_ids"].shape), tuple(trained))
-    if key not in module.caches.looks:
-        _read(trainer, module, {name: values.to(module.device) for name, values in batch.items()})
-        module.caches.looks.add(key)
+    for batch, wanted in ((full, {}), (short, trained)):
+        key = (*state, tuple(batch["input_ids"].shape), tuple(wanted))
+        if key not in module.caches.looks:
+            _read(trainer, module, {name: values.to(module.device) for name, values in batch.items()}, wanted)
+            module.caches.looks.add(key)
 
 
-def _check_tokens(module: Any, batch: Batch) -> None:
-    """Raise an error if the rows are too long or have tokens that the backbone does not know.
+def _check_tokens(module: Any, length: int, largest: int) -> None:
+    """Raise an error if rows are too long or have tokens that the backbone does not know.
 
     A GPU would end the process's use of CUDA at such an index, and XLA would read another row.
     """
-    length, positions = batch["input_ids"].shape[1], getattr(module.backbone.config, "max_position_embeddings", None)
+    positions = getattr(module.backbone.config, "max_position_embeddings", None)
     if isinstance(positions, int) and 0 < positions < length:
         raise OptionError(
             f"data.max_length is {length}, but the backbone {module.backbone_name!r} reads at most {positions} tokens "
             "(max_position_embeddings in its configuration). Lower data.max_length."
         )
-    embedding, largest = module.backbone.get_input_embeddings(), int(batch["input_ids"].max())
+    embedding = module.backbone.get_input_embeddings()
     if isinstance(embedding, nn.Embedding) and largest >= embedding.num_embeddings:
         raise BackboneError(
             f"The tokenizer gives the token {largest}, as padding or in a text, but the embedding of the backbone "
@@ -74,30 +82,27 @@ def _check_tokens(module: Any, batch: Batch) -> None:
         )
 
 
-def _read(trainer: Trainer, module: Any, batch: Batch) -> None:
-    """Read the rows forward and backward; no random number is drawn and no gradient, mode or buffer is changed."""
-    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+def _read(trainer: Trainer, module: Any, batch: Batch, wanted: dict[str, nn.Parameter]) -> None:
+    """Read a batch forward, and backward to the wanted parameters; leave random state, modes and gradients alone."""
     compiled = torch.compiler.set_stance("force_eager") if module.compiled else nullcontext()
-    context = trainer.precision_plugin.val_step_context()
     try:
-        with isolate_rng(), calibrating(module, trained), compiled, _checked_lookups(module.backbone):
-            with context, torch.set_grad_enabled(bool(trained)):
+        with isolate_rng(), calibrating(module, wanted), compiled, _checked_lookups(module.backbone):
+            with trainer.precision_plugin.val_step_context(), torch.set_grad_enabled(bool(wanted)):
                 logits = module(batch["input_ids"], batch["attention_mask"])
                 loss = cross_entropy(logits, batch["labels"])
-            grads = torch.autograd.grad(loss, list(trained.values()), allow_unused=True) if trained else ()
+            grads = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True) if wanted else ()
     except Exception as error:  # a model may raise any exception; the cause is kept
         if isinstance(error, MemoryError) or is_oom_error(error):
             raise
-        length = batch["input_ids"].shape[1]
+        rows, length = batch["input_ids"].shape
         raise BackboneError(
-            f"The backbone {module.backbone_name!r} fails on a batch of two texts, one of {length} tokens "
+            f"The backbone {module.backbone_name!r} fails on a batch of {rows} x {length} tokens "
             f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0]}). Lower data.max_length if it reads "
             "shorter texts only, or choose another backbone: docs/backbones.md lists those that work."
         ) from error
-    found = {"logits": logits, **dict(zip(trained, grads, strict=True))}
-    for name, values in found.items():
+    for name, values in {"logits": logits, **dict(zip(wanted, grads, strict=True))}.items():
         if values is not None and not values.isfinite().all():
-            what = "logits" if values is logits else f"a gradient of {name}"
+            what = name if name == "logits" else f"a gradient of {name}"
             raise BackboneError(
                 f"The backbone {module.backbone_name!r} gives {what} that are NaN or infinite under trainer.precision "
                 f"{trainer.precision}, before any training. Set trainer.precision=32-true, or choose another backbone."
