@@ -1,7 +1,7 @@
 """A look before training: a few rows through the model find what cannot run before anything expensive begins."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
+from math import inf
 from typing import Any, cast
 
 import torch
@@ -43,7 +43,7 @@ class FirstLook(Callback):
 def look(trainer: Trainer, pl_module: LightningModule) -> None:
     """Read the example batches of the datamodule, unless an earlier fit with the same caches has read them alike.
 
-    The long row is read forward alone: backward it would take a CPU half a minute for half a billion weights.
+    The long row is read forward alone: backward, half a billion weights would take a CPU several seconds.
 
     Without a `TextDataModule` there are no such batches, and where parameters are sharded they are not read.
     """
@@ -67,11 +67,10 @@ def _check_tokens(module: Any, length: int, largest: int) -> None:
 
     A GPU would end the process's use of CUDA at such an index, and XLA would read another row.
     """
-    positions = getattr(module.backbone.config, "max_position_embeddings", None)
-    if isinstance(positions, int) and 0 < positions < length:
+    if length > (positions := num_positions(module.backbone)):
         raise OptionError(
-            f"data.max_length is {length}, but the backbone {module.backbone_name!r} reads at most {positions} tokens "
-            "(max_position_embeddings in its configuration). Lower data.max_length."
+            f"data.max_length is {length}, but the backbone {module.backbone_name!r} reads at most {positions} tokens. "
+            "Lower data.max_length."
         )
     embedding = module.backbone.get_input_embeddings()
     if isinstance(embedding, nn.Embedding) and largest >= embedding.num_embeddings:
@@ -82,11 +81,22 @@ def _check_tokens(module: Any, length: int, largest: int) -> None:
         )
 
 
+def num_positions(backbone: Any) -> float:
+    """Return how many tokens a backbone reads at most; infinity if it does not say.
+
+    Where a table of positions has a row for padding, positions begin behind that row (RoBERTa and its kind).
+    """
+    asked = getattr(backbone.config, "max_position_embeddings", None)
+    tables = [each for name, each in backbone.named_modules() if "position" in name and isinstance(each, nn.Embedding)]
+    behind = [each.num_embeddings - each.padding_idx - 1 for each in tables if each.padding_idx is not None]
+    return min([*behind, *([asked] if isinstance(asked, int) and asked > 0 else []), inf])
+
+
 def _read(trainer: Trainer, module: Any, batch: Batch, wanted: dict[str, nn.Parameter]) -> None:
     """Read a batch forward, and backward to the wanted parameters; leave random state, modes and gradients alone."""
     compiled = torch.compiler.set_stance("force_eager") if module.compiled else nullcontext()
     try:
-        with isolate_rng(), calibrating(module, wanted), compiled, _checked_lookups(module.backbone):
+        with isolate_rng(), calibrating(module, wanted), compiled:
             with trainer.precision_plugin.val_step_context(), torch.set_grad_enabled(bool(wanted)):
                 logits = module(batch["input_ids"], batch["attention_mask"])
                 loss = cross_entropy(logits, batch["labels"])
@@ -107,20 +117,3 @@ def _read(trainer: Trainer, module: Any, batch: Batch, wanted: dict[str, nn.Para
                 f"The backbone {module.backbone_name!r} gives {what} that are NaN or infinite under trainer.precision "
                 f"{trainer.precision}, before any training. Set trainer.precision=32-true, or choose another backbone."
             )
-
-
-@contextmanager
-def _checked_lookups(backbone: nn.Module) -> Iterator[None]:
-    """Check the rows that are read of every embedding: positions may begin behind those that padding takes."""
-
-    def check(embedding: Any, inputs: tuple[Any, ...]) -> None:
-        if (largest := int(inputs[0].max())) >= embedding.num_embeddings:
-            raise IndexError(f"row {largest} of {names[embedding]}, which has {embedding.num_embeddings} rows")
-
-    names: dict[Any, str] = {each: name for name, each in backbone.named_modules() if isinstance(each, nn.Embedding)}
-    hooks = [embedding.register_forward_pre_hook(check) for embedding in names]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
