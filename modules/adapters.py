@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.seed import isolate_rng
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
@@ -58,7 +59,8 @@ def merge(backbone: PreTrainedModel, name: str) -> PreTrainedModel:
         BackboneError: If the adapter is of a kind that cannot be merged, or does not fit.
     """
     try:
-        fault = _merge(backbone, Path(name))
+        with isolate_rng():  # adapters are initialized at random before they are loaded, and heads are drawn after them
+            fault = _merge(backbone, Path(name))
     except Exception as error:  # peft may raise any exception about a file; the cause is kept
         reason = " ".join(" ".join(str(error).splitlines()[:2]).split()).rstrip(".")
         raise _unfit(name, f"{type(error).__name__}: {reason}") from error
