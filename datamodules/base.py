@@ -170,6 +170,7 @@ class TextDataModule(LightningDataModule, ABC):
         self._calibration = self._select(splits, tokens, calibration)
         if self.shuffle_calibration_labels:
             self._calibration.labels = self._permuted(self._calibration.labels)
+        self._largest_token = pc.max(pc.list_flatten(tokens.column("input_ids"))).as_py()
         self.split_sizes = {split: len(rows) for split, rows in self._rows.items()}
         rank_zero_info(f"{self.name}: {self.split_sizes}, fingerprint {self.fingerprint[:12]}")
 
@@ -208,6 +209,20 @@ class TextDataModule(LightningDataModule, ABC):
         `train_on`.
         """
         return self._ordered(self._calibration, CALIBRATION_BATCH_SIZE)
+
+    def example_batches(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return two batches that try what any batch may hold, to find early what a model cannot read.
+
+        The first has one row of `max_length` tokens, whatever the texts have, with the largest token of all splits. The
+        second has two short rows, one with padding.
+        """
+        tokens = self._rows["train"].tokens[0]
+        full = tokens.repeat(self.max_length // len(tokens) + 1)[: self.max_length].clone()
+        full[-1] = self._largest_token
+        parts = [full, full[:3], full[:2]]
+        lengths, zeros = torch.tensor([len(part) for part in parts]), torch.zeros(3, dtype=torch.long)
+        rows = TokenizedRows(torch.cat(parts), lengths, zeros, zeros, self.pad_token_id)
+        return rows[[0]], rows[[1, 2]]
 
     def num_tokens(self, split: str) -> int:
         """Return the number of tokens in `split`, without padding."""
@@ -285,6 +300,7 @@ class TextDataModule(LightningDataModule, ABC):
         """Return the table of `input_ids`, one list per row of `splits`."""
         digest = tokenizer_digest(self.tokenizer)
         key = {"fingerprint": self.fingerprint, "tokenizer": digest, "max_length": str(self.max_length)}
+        key["pad"] = str(self.pad_token_id)
         self._tokens_digest = text_digest(*key.values())
         path = self.cache_dir / "tokens" / f"{self.name}-{self._tokens_digest[:16]}.parquet"
         texts = splits.column("text")

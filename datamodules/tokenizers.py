@@ -44,7 +44,19 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> pa.Table:
-    """Return `input_ids` (lists of int32), special tokens included; a text without tokens becomes one pad token."""
+    """Return `input_ids` (lists of int32), special tokens included, without pad tokens at the end.
+
+    A text may end in the string of the pad token, and a tokenizer may append that token. The sequence classifiers of
+    transformers take every pad token at the end for padding (`GenericForSequenceClassification`), so these are cut
+    here: an exported model then reads what its run has read. A text without tokens becomes one pad token.
+    """
     encoded = tokenizer(list(texts), truncation=True, max_length=max_length, return_attention_mask=False)
-    rows = [ids or [tokenizer.pad_token_id] for ids in encoded["input_ids"]]
+    rows = [_without_padding(ids, tokenizer.pad_token_id) for ids in encoded["input_ids"]]
     return pa.table({"input_ids": pa.array(rows, pa.list_(pa.int32()))})
+
+
+def _without_padding(ids: list[int], pad_token_id: int) -> list[int]:
+    end = len(ids)
+    while end and ids[end - 1] == pad_token_id:
+        end -= 1
+    return ids[:end] or [pad_token_id]

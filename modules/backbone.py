@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from modules.adapters import base_of, is_adapter, merge, tokenizer_of
 from modules.errors import BackboneError
 
 EMBEDDED_NAME = "all-MiniLM-L6-v2"
@@ -54,6 +55,11 @@ def resolve_backbone(name: str) -> str:
     return str(folder)
 
 
+def resolve_tokenizer(name: str) -> str:
+    """Turns a backbone's name into what the tokenizer is loaded from."""
+    return tokenizer_of(resolve_backbone(name))
+
+
 def published_name(name: str) -> str:
     """Return what others can load a backbone by: a hub id, also of the embedded one, or a folder's whole path."""
     return EMBEDDED_HUB_ID if name == EMBEDDED_NAME else str(Path(name).resolve()) if Path(name).is_dir() else name
@@ -71,8 +77,11 @@ def model_type(name: str) -> str:
 def load_backbone(name: str) -> PreTrainedModel:
     """Load the transformer without a task head, in float32 and in train mode; execute no code that comes with it.
 
+    A folder with a peft adapter gives its base with the adapter merged into it.
+
     Raises:
-        BackboneError: If it cannot be loaded; the message names what was looked for and how to work offline.
+        BackboneError: If it cannot be loaded, an adapter cannot be merged, or a weight is missing or not finite; the
+            message names what was looked for and how to work offline.
     """
     options = {"trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}
     backbone, found = _explained(AutoModel.from_pretrained, name, dtype=torch.float32, **options)
@@ -81,7 +90,25 @@ def load_backbone(name: str) -> PreTrainedModel:
         raise BackboneError(
             f"The weights of the backbone {name!r} lack {missing[0]}, which would be random. Complete them."
         )
+    if getattr(backbone, "_hf_peft_config_loaded", False):  # by transformers, without a word
+        raise BackboneError(
+            f"The backbone {name!r} on the hub is both a peft adapter and a whole model. Download it, and give a "
+            "folder that has one of them."
+        )
+    if is_adapter(name):
+        backbone = merge(backbone, name)
+    _check_finite(backbone, name)
     return prepared(backbone)
+
+
+def _check_finite(backbone: nn.Module, name: str) -> None:
+    """Raise BackboneError if a weight is NaN or infinite; `aminmax` passes both on, and needs no memory."""
+    for path, weight in backbone.named_parameters():
+        if weight.numel() and not all(bound.isfinite() for bound in weight.detach().aminmax()):
+            raise BackboneError(
+                f"The weights of the backbone {name!r} have values in {path} that are NaN or infinite, so no result of "
+                "it would be finite. Give weights that are whole."
+            )
 
 
 def prepared(backbone: Any) -> PreTrainedModel:
@@ -96,14 +123,16 @@ def prepared(backbone: Any) -> PreTrainedModel:
 
 
 def _explained(load, name: str, **kwargs):
+    source = base_of(name)
     try:
-        return load(resolve_backbone(name), **kwargs)
+        return load(resolve_backbone(source), **kwargs)
     except BackboneError:
         raise
     except Exception as error:  # what lies in a folder may make transformers raise anything; the cause is kept
+        described = repr(name) if source == name else f"{name!r}, a peft adapter, needs its base {source!r}, which"
         raise BackboneError(
-            f"The backbone {name!r} could not be loaded from {_where(name)}: {_reason(error)}. Its weights must be "
-            "safetensors, and code that comes with it is not run. Check the name and the network; after one run "
+            f"The backbone {described} could not be loaded from {_where(source)}: {_reason(error)}. Its weights must "
+            "be safetensors, and code that comes with it is not run. Check the name and the network; after one run "
             "online, HF_HUB_OFFLINE=1 works from the cache; a local folder made by save_pretrained works as well, and "
             f"so does --backbone {EMBEDDED_NAME}, which needs no network."
         ) from error

@@ -1,4 +1,4 @@
-"""Results that conditions of one process share: features of frozen backbones, and the latest gradient.
+"""Results that conditions of one process share: features of frozen backbones, the latest gradient, and first looks.
 
 Each classifier has caches of its own. To share results, assign the same `Caches` to several classifiers.
 """
@@ -6,6 +6,7 @@ Each classifier has caches of its own. To share results, assign the same `Caches
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from influence_masking import MeanGradient
 from modules.features import Features
@@ -64,7 +65,8 @@ class GradientCache:
 
 @dataclass(frozen=True)
 class Caches:
-    """Everything that conditions of one process share."""
+    """Everything that conditions of one process share; `looks` are the keys of the first looks that found no fault."""
 
     features: FeatureCache = field(default_factory=FeatureCache)
     gradients: GradientCache = field(default_factory=GradientCache)
+    looks: set[tuple[Any, ...]] = field(default_factory=set)

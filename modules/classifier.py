@@ -19,7 +19,7 @@ from modules.checkpoints import check_fit
 from modules.errors import CheckpointError, OptionError
 from modules.families import as_targets, candidate_names, family_of, state_width
 from modules.features import Batch, Features, extract
-from modules.head import ConditionedHead
+from modules.first_look import FirstLook
 from modules.start import Start
 from modules.store import Content, TensorStore, weights_digest
 
@@ -284,8 +284,8 @@ class Classifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return the check of the start against the data; arms add their own callbacks after it."""
-        return [CheckStart()] if self.start else []
+        """Return the check of the start against the data, and the first look; arms add their own after them."""
+        return [*([CheckStart()] if self.start else []), FirstLook()]
 
     def checkpoint_identity(self) -> dict[str, Any]:
         """Return what a checkpoint and the model that loads it must have in common; arms add their options."""

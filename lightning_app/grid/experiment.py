@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from lightning_app.errors import UsageError
 from lightning_app.grid.condition import CONDITION_FILE, Condition, command_line
-from lightning_app.grid.schedule import Plan, Workers, passes_of, run_all, tokens_of
+from lightning_app.grid.schedule import Plan, Workers, followers, passes_of, run_all, tokens_of
 from lightning_app.grid.workers import InProcess, Processes, call_in_process, devices_of
 from lightning_app.results.files import METRICS_FILE, check_name, make_folder, read_json
 from lightning_app.results.identity import Arm
@@ -45,7 +45,7 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="influence experiment",
         description="Runs every condition of datasets x arms x seeds. Complete conditions are not run again; a "
-        "condition that fails does not stop the others; arms that others start from are added.",
+        "condition that fails stops only those that start from it; arms that others start from are added.",
         default_config_files=[str(configs_folder() / "experiment.yaml")],
         exit_on_error=False,
         allow_abbrev=False,
@@ -314,7 +314,7 @@ def run_conditions(
                 started[condition] = perf_counter()
                 line = f"{label}: {'resuming from its last checkpoint' if condition.last_checkpoint else 'running'}"
             elif event.failure:
-                failures[condition] = event.failure
+                failures[condition] = f"{event.failure}{_not_run(followers(condition, todo))}"
                 line = f"{label}: FAILED, see the reason at the end"
             else:
                 line = f"{label}: {_headline(condition)} in {perf_counter() - started[condition]:.0f} s"
@@ -336,6 +336,11 @@ def _run_todo(options: Namespace, conditions: list[Condition], todo: list[Condit
     plan = call_in_process(check_inputs, todo)
     with Processes(options.devices, plan) as workers:
         return run_conditions(conditions, todo, plan.costs, workers)
+
+
+def _not_run(conditions: list[Condition]) -> str:
+    """A sentence about the arms that a failure leaves without a head to start from."""
+    return f" Not run, because they start from it: {', '.join(c.arm for c in conditions)}." if conditions else ""
 
 
 def _headline(condition: Condition) -> str:

@@ -74,8 +74,16 @@ def by_priority(todo: Sequence[Condition], costs: Mapping[Condition, int]) -> li
     return sorted(todo, key=priority, reverse=True)
 
 
+def followers(condition: Condition, others: Sequence[Condition]) -> list[Condition]:
+    """Return those of the other conditions that start from the head of a condition, directly or by way of another one."""
+    direct = [other for other in others if other.begins_from(condition)]
+    return direct + [follower for other in direct for follower in followers(other, others)]
+
+
 def run_all(todo: Sequence[Condition], costs: Mapping[Condition, int], workers: Workers) -> Iterator[Event]:
-    """Run each condition once there is room and the condition that it starts from has ended or failed.
+    """Run each condition once there is room and the condition that it starts from has ended.
+
+    If that one fails, those that start from it are not run.
 
     Yields:
         Starts and ends as they happen.
@@ -93,4 +101,7 @@ def run_all(todo: Sequence[Condition], costs: Mapping[Condition, int], workers: 
                 workers.start(condition)
         ended, failure = workers.wait()
         running.remove(ended)
+        if failure:
+            left_out = followers(ended, waiting)
+            waiting = [condition for condition in waiting if condition not in left_out]
         yield Event(ended, "end", failure)

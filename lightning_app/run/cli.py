@@ -39,7 +39,7 @@ from lightning_app.run.overwrite import check_overwrite
 from lightning_app.run.precision import StudyTrainer
 from lightning_app.run.recorder import Recorder
 from modules import Caches, Classifier, StartError, TensorStore
-from modules.backbone import model_type, resolve_backbone
+from modules.backbone import model_type, resolve_tokenizer
 from modules.checkpoints import CheckedCheckpointIO
 
 LINKED = {
@@ -174,7 +174,7 @@ class InfluenceCLI(LightningCLI):
         )
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("seed_everything", "model.init_args.seed")
-        parser.link_arguments("model.init_args.backbone", "data.init_args.tokenizer", compute_fn=resolve_backbone)
+        parser.link_arguments("model.init_args.backbone", "data.init_args.tokenizer", compute_fn=resolve_tokenizer)
         parser.link_arguments("data.num_labels", "model.init_args.num_labels", apply_on="instantiate")
 
     @property

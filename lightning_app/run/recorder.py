@@ -167,7 +167,7 @@ class Recorder(MetricLogger):
         record = {
             **names,
             **self.metrics,
-            "chance": chance_levels(self.columns["labels"].numpy(), pl_module.num_labels),
+            "chance": chance_levels(self.columns["labels"].numpy(), self.columns["logits"].shape[1]),
             "eval_split": datamodule.eval_split_name,
             "early_stop_on": datamodule.early_stop_on,
             "split_sizes": datamodule.split_sizes,

@@ -4,15 +4,19 @@ import csv
 import json
 import re
 import shutil
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from integration_helpers import ARMS, metrics_of, predictions_of
-from peft import AutoPeftModelForSequenceClassification, PeftModel
+from integration_helpers import ARMS, environment, metrics_of, predictions_of
+from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
@@ -24,9 +28,11 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from influence_masking import Mask
 from lightning_app.__main__ import main
 from lightning_app.deploy.export import export
+from lightning_app.deploy.predict import predict
 from lightning_app.run.trained_run import TrainedRun
 
 OWN_LABELS = ["<i>bad</i>", "good | fine"]
+CARD_TEXTS = ["A text to classify.", "Another one."]
 WORDS = ["a", "film", "of", "no", "great", "charm", "dull", "plot", "and", "the"]
 
 
@@ -202,25 +208,135 @@ def test_the_tokenizer_of_a_mean_pooled_encoder_needs_no_code(mean_pooled, tmp_p
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("a film")["input_ids"] == [2, 5, 6, 3]
 
 
-def run_code(card: Path) -> dict:
-    """Run the card's code, block after block, with the folder that the card lies in."""
-    names: dict = {}
-    for block in re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL):
-        exec(block.replace("path/to/this/folder", str(card.parent)), names)
-    return names
+CHECK = """
+torch.save(model.eval()(**batch).logits, "logits.pt")
+"""
+
+
+def run_code(card: Path, folder: Path) -> tuple[str, torch.Tensor]:
+    """Run the card's code in a process of its own; return what it prints, and the logits of its last model for its texts.
+
+    Fails if it prints anything to standard error but progress.
+    """
+    blocks = re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL)
+    code = "\n".join([*blocks, CHECK]).replace("path/to/this/folder", str(card.parent))
+    env = environment(HF_MODULES_CACHE=str(folder / ".modules"), HF_HUB_OFFLINE="1")
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = re.split(r"[\r\n]+", done.stderr)
+    assert [line for line in lines if line and not line.startswith("Loading weights: ")] == []
+    return done.stdout, torch.load(folder / "logits.pt")
 
 
 @pytest.mark.parametrize("arm", ["influence", "lora"])
-def test_the_code_of_the_card_runs(arm, exported, capsys):
+def test_the_code_of_the_card_gives_the_logits_of_the_run_and_prints_no_warning(arm, exported, tmp_path):
     folder, run = exported(arm)
-    model = run_code(folder / "README.md")["model"].eval()
-    assert eval(capsys.readouterr().out.splitlines()[0])[0] in run.datamodule.label_names
-    torch.testing.assert_close(logits(model, run), logits(run.model, run), rtol=0, atol=1e-5)
+    output, found = run_code(folder / "README.md", tmp_path)
+    assert eval(output)[0] in run.datamodule.label_names
+    torch.testing.assert_close(found, predict(run, CARD_TEXTS, "cpu"), rtol=0, atol=1e-5)
 
 
-def test_the_code_of_the_card_of_a_mean_pooled_encoder_runs(mean_pooled, tmp_path):
-    export(checkpoint_of(mean_pooled, "own", "lora"), tmp_path / "out")
-    assert isinstance(run_code(tmp_path / "out" / "README.md")["model"], PeftModel)
+@pytest.mark.parametrize("arm", ["baseline", "lora"])
+def test_the_code_of_the_card_of_a_mean_pooled_encoder_does_the_same(arm, mean_pooled, tmp_path):
+    export(checkpoint_of(mean_pooled, "own", arm), tmp_path / "out")
+    _, found = run_code(tmp_path / "out" / "README.md", tmp_path)
+    run = TrainedRun(checkpoint_of(mean_pooled, "own", arm))
+    torch.testing.assert_close(found, predict(run, CARD_TEXTS, "cpu"), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("arm", ["baseline", "influence", "lora", "own/baseline", "own/lora"])
+def test_the_card_says_nothing_twice(arm, exported, mean_pooled, tmp_path):
+    if arm.startswith("own/"):
+        export(checkpoint_of(mean_pooled, "own", arm.removeprefix("own/")), tmp_path / "out")
+    folder = tmp_path / "out" if arm.startswith("own/") else exported(arm)[0]
+    text = (folder / "README.md").read_text()
+    prose = re.sub(r"```.*?```|\A---.*?\n---", "", text, flags=re.DOTALL)
+    prose = " ".join(line for line in prose.splitlines() if not line.startswith(("|", "#")))
+    sentences = re.split(r"(?<=[.:?])\**\s+", prose)
+    assert len(sentences) > 4
+    assert [sentence for sentence, times in Counter(sentences).items() if times > 1] == []
+    code = re.findall(r"^.*\w.*$", "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), re.MULTILINE)
+    assert code
+    assert [line for line, times in Counter(code).items() if times > 1] == []
+
+
+ENDS = (
+    "a film{pad}",
+    "a film {pad}",
+    "{pad}",
+    "{pad}{pad}",
+    "{pad} of charm",
+    "dull {pad} plot {pad}{pad}",
+    "no",
+    "{pad} and",
+)
+
+
+def assert_same_logits(folder: Path, run: TrainedRun) -> None:
+    """The exported folder, loaded as its card says, gives what `influence predict` gives for texts with pad tokens."""
+    texts = [text.format(pad=run.datamodule.tokenizer.pad_token) for text in ENDS]
+    model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config, trust_remote_code=False)
+    expected = predict(run, texts, "cpu")
+    with torch.inference_mode():
+        batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+        alone = [tokenizer(text, truncation=True, return_tensors="pt") for text in texts]
+        torch.testing.assert_close(model(**batch).logits, expected, rtol=0, atol=1e-5)
+        for number, text in enumerate(alone):
+            torch.testing.assert_close(model(**text).logits[0], expected[number], rtol=0, atol=1e-5)
+    assert not torch.allclose(expected[0], expected[4], atol=1e-5)
+
+
+@pytest.mark.parametrize("arm", ["baseline", "lora"])
+def test_texts_that_end_in_the_pad_token_have_the_logits_of_predict(arm, exported):
+    assert_same_logits(*exported(arm))
+
+
+@pytest.mark.parametrize("arm", ["baseline", "lora"])
+def test_texts_that_end_in_the_pad_token_of_a_mean_pooled_encoder_do_too(arm, mean_pooled, tmp_path):
+    checkpoint = checkpoint_of(mean_pooled, "own", arm)
+    export(checkpoint, tmp_path / "out")
+    assert_same_logits(tmp_path / "out", TrainedRun(checkpoint))
+
+
+@pytest.mark.parametrize("token", ["<|endoftext|>", "<unk>"])
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_a_tokenizer_that_appends_a_token_does_too(
+    token, pooling, tiny_qwen, condition_words, influence, tmp_path, monkeypatch
+):
+    folder = tmp_path / "appends"
+    shutil.copytree(tiny_qwen, folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    number = next(added["id"] for added in tokenizer["added_tokens"] if added["content"] == token)
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": token, "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {token: {"id": token, "ids": [number], "tokens": [token]}},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    options = [f"--model.backbone={folder}", f"--model.pooling={pooling}"]
+    assert influence("fit", *condition_words("baseline", "mine"), *options) == 0
+    checkpoint = checkpoint_of(tmp_path / "outputs" / "mine", "docstrings", "baseline")
+    assert influence("export", "--ckpt", checkpoint, "--out", "out") == 0
+    run = TrainedRun(checkpoint)
+    assert run.datamodule.tokenizer("a film")["input_ids"][-1] == number
+    assert_same_logits(tmp_path / "out", run)
+
+
+def test_a_run_on_an_adapter_is_exported_whole_and_without_an_adapter_of_its_own(
+    tiny_qwen, condition_words, influence, tmp_path
+):
+    torch.manual_seed(0)
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_qwen), config).save_pretrained(tmp_path / "adapter")
+    for arm in ("baseline", "lora"):
+        assert influence("fit", *condition_words(arm, "mine"), f"--model.backbone={tmp_path / 'adapter'}") == 0
+    checkpoint = checkpoint_of(tmp_path / "outputs" / "mine", "docstrings", "lora")
+    assert influence("export", "--ckpt", checkpoint, "--out", "out") == 0
+    assert not (tmp_path / "out" / "adapter").exists()
+    assert "peft" not in (tmp_path / "out" / "README.md").read_text()
+    assert_same_logits(tmp_path / "out", TrainedRun(checkpoint))
 
 
 def test_the_card_says_what_the_model_is_and_what_it_scored(exported):
@@ -288,7 +404,7 @@ def test_a_model_that_computes_something_else_is_not_written(study, influence, t
     assert "with a linear layer `lm_head`" in told(capsys)
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("modules.Baseline.forward", lambda self, input_ids, attention_mask: torch.ones(2, 7))
+    monkeypatch.setattr("modules.Baseline.forward", lambda self, ids, mask: torch.ones(len(ids), 7))
     assert influence(*words) == 2
     assert "should give the logits of the run, but they differ by" in told(capsys)
     assert not list(tmp_path.iterdir())

@@ -9,15 +9,15 @@ from jsonargparse import ArgumentParser
 from torch import nn
 from transformers import PreTrainedModel
 
-from lightning_app.deploy.export.card import write_card
+from lightning_app.deploy.export.card import ADAPTER_FOLDER, write_card
 from lightning_app.deploy.export.mean_pooled import MeanPooledForSequenceClassification
 from lightning_app.deploy.export.model import save_adapter, to_transformers
 from lightning_app.results.files import MASK_FILE, new_folder
 from lightning_app.run.quiet import quiet
 from lightning_app.run.trained_run import TrainedRun
 from modules import LoRA
+from modules.adapters import is_adapter
 
-ADAPTER_FOLDER = "adapter"
 WEIGHTS_OF = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
 """Type of the weights by the run's precision, where it is not float32."""
 
@@ -65,9 +65,9 @@ def _save_model(run: TrainedRun, folder: Path) -> PreTrainedModel:
     """Save the adapter, before it is merged; then the model and the tokenizer, which cuts texts as the run did."""
     module, tokenizer = run.model, run.datamodule.tokenizer
     tokenizer.model_max_length = run.datamodule.max_length
-    if isinstance(module, LoRA):
+    if isinstance(module, LoRA) and not is_adapter(module.backbone_name):  # peft finds no adapter's adapter
         save_adapter(module, folder / ADAPTER_FOLDER)
-    model = to_transformers(module, tokenizer, run.datamodule.label_names)
+    model = to_transformers(module, run.datamodule)
     if isinstance(model, MeanPooledForSequenceClassification):  # then save_pretrained copies their file
         type(model.config).register_for_auto_class()
         type(model).register_for_auto_class("AutoModelForSequenceClassification")

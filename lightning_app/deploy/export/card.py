@@ -11,11 +11,12 @@ from lightning_app.results import markdown
 from lightning_app.results.files import MASK_FILE, METRICS_FILE, read_json, write_text
 from lightning_app.results.metrics import METRICS
 from lightning_app.run.trained_run import TrainedRun
-from modules import LoRA
 from modules.backbone import published_name
 
 MEASURED = "best.ckpt"
 """The checkpoint that an evaluation measures."""
+
+ADAPTER_FOLDER = "adapter"
 
 CHANGES = {"predicted_change": "predicted change", "measured_change": "measured change"}
 
@@ -54,7 +55,7 @@ def write_card(run: TrainedRun, folder: Path, prefix: str) -> None:
         precision=run.precision,
         prefix=prefix,
         pooling=run.model.pooling,
-        is_lora=isinstance(run.model, LoRA),
+        has_adapter=(folder / ADAPTER_FOLDER).is_dir(),
         is_masked=(folder / MASK_FILE).is_file(),
     )
     write_text(folder / "README.md", text)

@@ -6,7 +6,6 @@ is run by `AutoModelForSequenceClassification.from_pretrained(folder, trust_remo
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
@@ -41,8 +40,13 @@ class MeanPooledForSequenceClassification(PreTrainedModel):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any
     ) -> SequenceClassifierOutput:
-        """Return logits [batch, num_labels] for ids and mask [batch, tokens]; with `labels` [batch] also the loss."""
-        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        """Return logits [batch, num_labels] for ids and mask [batch, tokens]; with `labels` [batch], the loss as well.
+
+        Pad tokens at the end of a text are padding, whatever the mask says, as in training; the first token never is.
+        """
+        is_read = (input_ids != self.config.pad_token_id).long().flip(1).cummax(1).values.flip(1)
+        is_read[:, 0] = 1
+        attention_mask = is_read if attention_mask is None else attention_mask * is_read
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
         weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
         logits = self.classifier((hidden * weights).sum(1) / weights.sum(1).clamp(min=1))

@@ -11,13 +11,20 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
+from datamodules import TextDataModule
 from lightning_app.deploy.export.mean_pooled import MeanPooledConfig, MeanPooledForSequenceClassification
 from lightning_app.errors import UsageError
 from modules import Classifier, LoRA
 from modules.backbone import published_name
 
-PROBES = ("A short text.", "A text with more words, so that the first of the two is padded on its right.")
-"""What both models read before anything is written."""
+PROBES = (
+    "A short text.",
+    "A text with more words, so that the others are padded on their right.",
+    "A text that ends in {pad}",
+    "{pad} in a text, and twice at its end {pad} {pad}",
+    "{pad}",
+)
+"""What both models read before anything is written; `{pad}` is the pad token, which users' texts may have in them."""
 
 TOLERANCE = 1e-3
 """By which logits may differ: merging an adapter and other attention kernels round otherwise."""
@@ -50,25 +57,24 @@ def save_adapter(module: LoRA, folder: Path) -> None:
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def to_transformers(
-    module: Classifier, tokenizer: PreTrainedTokenizerBase, label_names: Sequence[str]
-) -> PreTrainedModel:
+def to_transformers(module: Classifier, datamodule: TextDataModule) -> PreTrainedModel:
     """Return the module's weights in the class of transformers that computes what it computes; adapters are merged.
 
     Args:
         module: In eval mode, on the CPU. A LoRA's backbone is merged in place.
-        tokenizer: Its pad token is written into the model's configuration.
-        label_names: Names of the classes, in their order.
+        datamodule: Its names of the classes and its tokenizer's pad token are written into the model's configuration.
 
     Raises:
         UsageError: If transformers has no such class, or its logits differ.
     """
-    expected = probe(module, tokenizer)
+    tokenizer = datamodule.tokenizer
+    probes = [text.format(pad=tokenizer.pad_token) for text in PROBES]
+    expected = logits_of_run(module, datamodule, probes)
     backbone = module.backbone
     if isinstance(backbone, PeftModel):
         backbone = cast(Any, backbone).merge_and_unload()
     with torch.device("meta"):  # its own weights are never made
-        model = _model_class(module)(_config(module, tokenizer, label_names))
+        model = _model_class(module)(_config(module, tokenizer, datamodule.label_names))
     prefix, head = model.base_model_prefix, _head_name(module)
     if type(getattr(model, prefix, None)) is not type(backbone) or not isinstance(
         getattr(model, head, None), nn.Linear
@@ -79,24 +85,32 @@ def to_transformers(
         )
     setattr(model, prefix, backbone)
     setattr(model, head, module.head.as_linear())
-    _check_logits(expected, probe(model.eval(), tokenizer), type(model).__name__)
+    found = logits_of_user(model.eval(), tokenizer, probes)
+    if not torch.allclose(expected, found, rtol=TOLERANCE, atol=TOLERANCE):
+        differences = (expected - found).abs().amax(1)
+        text = probes[int(differences.argmax())]
+        raise UsageError(
+            f"{type(model).__name__} of transformers should give the logits of the run, but they differ by "
+            f"{float(differences.max()):.3g} for the text {text!r}, so nothing is exported."
+        )
     return model
 
 
 @torch.no_grad()
-def probe(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Return the logits of the two probe texts in one right-padded batch, [2, num_labels], by a module or a model."""
-    batch = tokenizer(list(PROBES), padding=True, return_tensors="pt")
-    output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-    return (output if isinstance(output, Tensor) else output.logits).float()
+def logits_of_run(module: Classifier, datamodule: TextDataModule, texts: Sequence[str]) -> Tensor:
+    """Return the logits of texts [texts, num_labels], tokenized and batched as `influence predict` does."""
+    logits = torch.empty(len(texts), module.num_labels)
+    for batch in datamodule.texts_dataloader(texts):
+        rows = batch["row"]
+        logits[rows[rows >= 0]] = module(batch["input_ids"], batch["attention_mask"])[rows >= 0]
+    return logits
 
 
-def _check_logits(expected: Tensor, found: Tensor, name: str) -> None:
-    if not torch.allclose(expected, found, rtol=TOLERANCE, atol=TOLERANCE):
-        raise UsageError(
-            f"{name} of transformers should give the logits of the run, but they differ by "
-            f"{float((expected - found).abs().max()):.3g}, so nothing is exported."
-        )
+@torch.no_grad()
+def logits_of_user(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
+    """Return the logits of texts [texts, num_labels] in one batch, as the model card makes it."""
+    batch = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+    return cast(nn.Module, model)(**batch).logits.float()
 
 
 def _model_class(module: Classifier) -> type[PreTrainedModel]:

@@ -219,13 +219,17 @@ def test_a_traceback_that_cannot_be_kept_is_printed_and_costs_nothing(tmp_path, 
         raise RuntimeError("the machine is on fire")
 
     monkeypatch.setattr("lightning_app.grid.condition.run_condition", fail)
-    conditions = conditions_of("--outputs", str(tmp_path), "--datasets", "sst2", "--name", "mine")
+    words = ["--outputs", str(tmp_path), "--name", "mine", "--seeds", "0", "1", "--arms", "lora", "full_ft"]
+    conditions = conditions_of("--datasets", "sst2", *words)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "errors").write_text("a file where a folder should be")
     failures = run_conditions(conditions, conditions, {}, InProcess())
-    assert len(failures) == len(conditions)
+    assert [condition.arm for condition in failures] == ["baseline", "baseline"]
     assert all("on fire" in reason and "could not be written" in reason for reason in failures.values())
-    assert "Traceback" in capsys.readouterr().err
+    assert all(reason.endswith(" Not run, because they start from it: lora, full_ft.") for reason in failures.values())
+    output = capsys.readouterr()
+    assert "Traceback" in output.err
+    assert "lora" not in output.out
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 
 from lightning_app.grid.condition import Condition
 from lightning_app.grid.experiment import build_conditions, experiment_folder, parse_options
-from lightning_app.grid.schedule import by_priority, run_all
+from lightning_app.grid.schedule import by_priority, followers, run_all
 
 
 def grid(*words: str) -> list[Condition]:
@@ -38,7 +38,7 @@ class Several:
     def wait(self) -> tuple[Condition, str | None]:
         condition = min(self.running, key=self.costs.__getitem__)
         self.running.remove(condition)
-        return condition, "it failed" if condition.arm in self.failing else None
+        return condition, "it failed" if str(condition) in self.failing else None
 
 
 def test_the_baseline_of_the_largest_work_comes_first_and_small_arms_last():
@@ -72,9 +72,24 @@ def test_devices_are_kept_busy_while_there_is_work():
     assert all(before >= 2 for before, after in itertools.pairwise(most[3:-3]) if after < before)
 
 
-def test_arms_of_a_baseline_that_failed_are_tried_and_told():
-    conditions = grid()
+@pytest.mark.parametrize("count", [1, 2, 99])
+def test_arms_of_a_baseline_that_failed_are_not_run_and_all_others_are(count):
+    conditions = grid("--seeds", "0", "1")
     costs = costs_of(conditions)
-    events = list(run_all(conditions, costs, Several(2, costs, failing=("baseline",))))
-    assert [e.failure for e in events if e.kind == "end" and e.condition.arm == "baseline"] == ["it failed"] * 2
-    assert {str(e.condition) for e in events if e.kind == "end"} == set(map(str, conditions))
+    failing = Several(count, costs, failing=("sst2/baseline/seed1", "yelp/lora/seed0"))
+    events = list(run_all(conditions, costs, failing))
+    ended = {str(e.condition): e.failure for e in events if e.kind == "end"}
+    assert {name for name, failure in ended.items() if failure} == {"sst2/baseline/seed1", "yelp/lora/seed0"}
+    assert set(map(str, conditions)) - set(ended) == {"sst2/lora/seed1", "sst2/full_ft/seed1"}
+
+
+def test_arms_that_start_from_one_that_was_not_run_are_not_run_either(tmp_path):
+    for name, start in (("first", "null"), ("second", "first"), ("third", "second")):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(f"arm: {{role: baseline, starts_from: {start}}}\nmodel: {{class_path: modules.Baseline}}\n")
+    options = parse_options(["--datasets", "sst2", "--arms", str(tmp_path / "third.yaml"), "lora"])
+    conditions = build_conditions(options, experiment_folder(options))
+    costs = dict.fromkeys(conditions, 1)
+    events = run_all(conditions, costs, Several(1, costs, failing=("sst2/first/seed0",)))
+    assert [event.condition.arm for event in events if event.kind == "start"] == ["first", "baseline", "lora"]
+    assert [condition.arm for condition in followers(conditions[0], conditions)] == ["second", "third"]
