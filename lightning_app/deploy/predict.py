@@ -15,6 +15,7 @@ from torch import Tensor
 from datamodules import DataError, join_texts
 from lightning_app.deploy.tables import check_ending, read_user_table, write_table
 from lightning_app.errors import UsageError
+from lightning_app.messages import parse
 from lightning_app.results.files import check_writable
 from lightning_app.run.quiet import quiet
 from lightning_app.run.trained_run import TrainedRun
@@ -116,7 +117,7 @@ def _numbered(name: str, number: int) -> str:
 
 def main(argv: list[str]) -> int:
     """Labels a file, and says what was added."""
-    options = build_parser().parse_args(argv)
+    options = parse(build_parser(), argv)
     source, target = Path(options.input), Path(options.output)
     check_ending(target)
     if target.exists() and not options.overwrite:

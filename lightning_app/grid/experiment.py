@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any, Literal, cast
 
 from filelock import FileLock, Timeout
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 from tqdm.auto import tqdm
 
@@ -18,6 +18,7 @@ from lightning_app.errors import UsageError
 from lightning_app.grid.condition import CONDITION_FILE, Condition, command_line
 from lightning_app.grid.schedule import Plan, Workers, passes_of, run_all, tokens_of
 from lightning_app.grid.workers import InProcess, Processes, call_in_process, devices_of
+from lightning_app.messages import parse
 from lightning_app.results.files import METRICS_FILE, check_name, make_folder, read_json
 from lightning_app.results.identity import Arm
 from lightning_app.results.settings import describe_difference
@@ -30,7 +31,6 @@ from lightning_app.run.configs import (
     find_configs,
     find_datasets,
 )
-from lightning_app.run.messages import explain
 from lightning_app.run.overwrite import is_complete
 from lightning_app.run.quiet import quiet
 
@@ -109,11 +109,7 @@ def build_parser() -> ArgumentParser:
 
 def parse_options(argv: list[str]) -> Namespace:
     """Parse the options of the command line, in which the values of a list are separated by spaces."""
-    parser = build_parser()
-    try:
-        options = parser.parse_args(find_configs(_join_lists(argv)))
-    except ArgumentError as error:
-        raise UsageError(explain(str(error), vars(parser.get_defaults().as_flat()))) from error
+    options = parse(build_parser(), find_configs(_join_lists(argv)))
     for key in ("outputs", "backbone"):
         if options[key] is None:
             raise UsageError(f"--{key} is null, but must have a value. Leave it out for its default.")

@@ -3,7 +3,6 @@
 import inspect
 import json
 import shlex
-from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import distributed
 
 from datamodules import TextDataModule
 from lightning_app.errors import UsageError, chain_of_causes
+from lightning_app.messages import check_flag, class_of, explain, section_of, unknown_key
 from lightning_app.results.files import check_name, make_folder
 from lightning_app.results.identity import Arm, Identity
 from lightning_app.results.metrics import HEADLINE, METRICS
@@ -32,14 +32,16 @@ from lightning_app.run.configs import (
     backbone_options,
     configs_folder,
     find_configs,
+    options_set,
     read_config,
 )
-from lightning_app.run.messages import class_of, explain, unknown_key
 from lightning_app.run.overwrite import check_overwrite
+from lightning_app.run.ranges import check_ranges
 from lightning_app.run.recorder import Recorder
 from modules import Caches, Classifier, StartError
 from modules.backbone import model_type, resolve_backbone
 from modules.checkpoints import CheckedCheckpointIO
+from modules.masking import SET_ELSEWHERE
 
 LINKED = {
     "--data.seed": "--seed_everything",
@@ -48,6 +50,12 @@ LINKED = {
     "--model.num_labels": "the dataset",
 }
 """Options that are set by others."""
+
+CLASSES: dict[str, type] = {"model": Classifier, "data": TextDataModule}
+"""Sections that are a class, and what it inherits from."""
+
+NOT_ASKED = {*(option.removeprefix("--") for option in LINKED), *(f"model.masking.{name}" for name in SET_ELSEWHERE)}
+"""Options that exist, but that no message proposes."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -89,6 +97,7 @@ class InfluenceCLI(LightningCLI):
 
     def __init__(self, args: ArgsType, run: bool = True, caches: Caches | None = None) -> None:
         self._caches = caches or Caches()
+        self._parsers: list[LightningArgumentParser] = []
         # a mistake in one condition must not end an experiment, and a key that is cut short is a typing mistake
         parser_kwargs = {"exit_on_error": False, "allow_abbrev": False}
         commands = dict.fromkeys(self.subcommands(), parser_kwargs) if run else {}
@@ -99,7 +108,6 @@ class InfluenceCLI(LightningCLI):
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 save_config_callback=SaveConfig,
-                seed_everything_default=0,
                 auto_configure_optimizers=False,
                 trainer_defaults={"callbacks": [Recorder()]},
                 parser_kwargs={"prog": "influence", **parser_kwargs, **commands},
@@ -117,6 +125,16 @@ class InfluenceCLI(LightningCLI):
         """The Trainer's commands without `predict`: `influence predict` is a command of its own for a user's files."""
         return {name: hidden for name, hidden in LightningCLI.subcommands().items() if name != "predict"}
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Keeps the parser: LightningCLI makes one for all commands, and then one for each."""
+        self._parsers.append(super().init_parser(**kwargs))
+        return self._parsers[-1]
+
+    @property
+    def command_parsers(self) -> dict[str, LightningArgumentParser]:
+        """The parser of each command; empty if no command is run."""
+        return dict(zip(self.subcommands(), self._parsers[1:], strict=False))
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses `args` alone; LightningCLI would add the words that the process was started with.
 
@@ -124,34 +142,43 @@ class InfluenceCLI(LightningCLI):
             UsageError: If an option does not exist or has a wrong value, a section is not an object, or the seed or the
                 folder of results has no value.
         """
-        for word in cast(list[str], args):
-            option = word.partition("=")[0].replace(".init_args.", ".")
-            if option in LINKED:
-                raise UsageError(f"{option} cannot be set: it follows from {LINKED[option]}.")
+        words = find_configs(cast(list[str], args))
+        for option in options_set(words):
+            key = ".".join(option.split(".")[:2])  # in a file its value may be an object
+            if key in LINKED:
+                raise UsageError(f"{key} cannot be set: it follows from {LINKED[key]}.")
         try:
-            self.config = parser.parse_args(find_configs(cast(list[str], args)))
+            self.config = parser.parse_args(words)
         except ArgumentError as error:
             raise UsageError(self._explain(parser, str(error))) from error
+        check_flag("overwrite", self._run_config.overwrite, False)
         for section, key in (("trainer", "default_root_dir"), ("data", "class_path"), ("model", "class_path")):
             if key not in (self._run_config.get(section) or Namespace()):
                 raise UsageError(f"{section} is {self._run_config.get(section)}, but must be an object of its options.")
         seed = self._run_config.seed_everything
         if self._run_config.outputs is None:
             raise UsageError("outputs is null, but must be a folder. Leave it out for its default.")
-        if type(seed) is not int or not 0 <= seed < 2**32:
+        if seed is None or not 0 <= seed < 2**32:
             raise UsageError(f"seed_everything is {seed!r}, but must be a whole number from 0 to 2**32 - 1.")
 
     def _explain(self, parser: LightningArgumentParser, message: str) -> str:
         """The argument parser's message in one line, with the nearest key that exists."""
-        parsers = [parser, *getattr(self, "_subcommand_parsers", {}).values()]
+        parsers = self.command_parsers.values() or [parser]
         known = {name for each in parsers for name in vars(each.get_defaults().as_flat())}
-        key, path = unknown_key(message), class_of(message)
-        if key and path:
-            known |= {f"{key.partition('.')[0]}.{name}" for name in option_names(import_class(path))}
-        return explain(message, sorted(known))
+        ours = [(section, kind) for section, base in CLASSES.items() for kind in classes_of(base)]
+        section, path, key = section_of(message), class_of(message), unknown_key(message)
+        chosen = [(section, import_class(path))] if section and path else ours
+        owners = [kind.__name__ for section, kind in ours if key in options_of(section, kind)]
+        if owners and path:
+            return f"{path} has no option {key}, but {', '.join(owners)} {'have' if owners[1:] else 'has'} it."
+        return explain(message, known.union(*(options_of(section, kind) for section, kind in chosen)) - NOT_ASKED)
 
     def _parse_ckpt_path(self) -> None:
         """Takes nothing from a checkpoint: LightningCLI would let a checkpoint choose the class of the model."""
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the seed: a whole number, where LightningCLI's may also be true or false."""
+        parser.add_argument("--seed_everything", type=int, default=0, help="Seed of splits, head and batch order.")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the names of a run, early stopping, and the links between data and model."""
@@ -187,8 +214,11 @@ class InfluenceCLI(LightningCLI):
                 or a checkpoint does not exist.
         """
         config = self._run_config
-        check_nulls("data", config.data)
-        check_nulls("model", config.model)
+        for section in CLASSES:
+            check_nulls(section, config[section].init_args, import_class(config[section].class_path))
+        check_nulls("early_stopping", config.early_stopping, EarlyStopping)
+        check_nulls("trainer", config.trainer, Trainer)
+        check_ranges(config)
         dataset, arm = config.dataset, Arm(**config.arm.as_dict())
         dataset = config.data.class_path.rpartition(".")[2].lower() if dataset is None else dataset
         self.identity = Identity(check_name("--dataset", dataset), arm, config.seed_everything)
@@ -249,19 +279,19 @@ class InfluenceCLI(LightningCLI):
         trainer.strategy.checkpoint_io = CheckedCheckpointIO(trainer.strategy.checkpoint_io)
         return trainer
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Runs a command; one fit at a time in a run's folder.
+    def fit(self, **kwargs: Any) -> None:
+        """Fits, one at a time in a run's folder; LightningCLI runs this in place of `Trainer.fit`.
 
         Raises:
             UsageError: If another process is fitting there.
         """
-        if subcommand != "fit" or not self.trainer.is_global_zero:
-            return super()._run_subcommand(subcommand)
+        if not self.trainer.is_global_zero:
+            return self.trainer.fit(**kwargs)
         run = Path(self.trainer.default_root_dir)
         make_folder(run)
         try:
             with FileLock(run / ".lock", timeout=0):
-                super()._run_subcommand(subcommand)
+                self.trainer.fit(**kwargs)
         except Timeout:
             raise UsageError(
                 f"Another fit is running in {run}. Wait for it, or give this one an --experiment of its own."
@@ -337,7 +367,9 @@ def _arguments(kind: type) -> dict[str, inspect.Parameter]:
     signatures = [
         inspect.signature(vars(base)["__init__"]) for base in reversed(kind.__mro__) if "__init__" in vars(base)
     ]
-    return {name: item for signature in signatures for name, item in signature.parameters.items()}
+    arguments = {name: item for signature in signatures for name, item in signature.parameters.items()}
+    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return {name: item for name, item in arguments.items() if name != "self" and item.kind not in variadic}
 
 
 def import_class(path: str) -> Any:
@@ -346,28 +378,31 @@ def import_class(path: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def option_names(kind: type) -> Iterator[str]:
-    """The options of a class as they are typed; those of an argument that is a dataclass follow its name and a dot."""
-    named = {
-        name: item
-        for name, item in _arguments(kind).items()
-        if item.kind not in (item.VAR_KEYWORD, item.VAR_POSITIONAL)
-    }
-    for name, argument in named.items():
-        nested = argument.annotation if is_dataclass(argument.annotation) else None
-        yield from [f"{name}.{field.name}" for field in fields(nested)] if nested else [name]
+def classes_of(base: type) -> list[type]:
+    """A class and all that inherit from it."""
+    return [base, *(kind for child in base.__subclasses__() for kind in classes_of(child))]
 
 
-def check_nulls(what: str, chosen: Namespace) -> None:
+def options_of(section: str, kind: type) -> dict[str, Any]:
+    """The options of a class as they are typed, with their types; those of a dataclass follow its name and a dot."""
+    options = {f"{section}.{name}": argument.annotation for name, argument in _arguments(kind).items()}
+    for name, nested in list(options.items()):
+        if is_dataclass(nested):
+            del options[name]
+            options |= {f"{name}.{field.name}": field.type for field in fields(nested)}
+    return options
+
+
+def check_nulls(section: str, options: Namespace, kind: type) -> None:
     """Refuses null where a class does not accept it: the argument parser lets it through.
 
     Raises:
         UsageError: If an argument is null that must have a value.
     """
-    for name, argument in _arguments(import_class(chosen.class_path)).items():
-        is_null = name in chosen.init_args and chosen.init_args[name] is None
+    for name, argument in _arguments(kind).items():
+        is_null = name in options and options[name] is None
         if is_null and argument.default is not None and type(None) not in get_args(argument.annotation):
-            raise UsageError(f"{what}.{name} is null, but must have a value. Leave it out for its default.")
+            raise UsageError(f"{section}.{name} is null, but must have a value. Leave it out for its default.")
 
 
 class PrepareData(InfluenceCLI):

@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from lightning_app.errors import UsageError
+from lightning_app.messages import explain
 from lightning_app.results.files import check_name
 from lightning_app.results.identity import Arm
 from lightning_app.results.settings import merge_settings
-from lightning_app.run.messages import explain
 
 OPTIONS = {"data": "datasets"}
 """Options of `influence experiment` that have another name than the folder of their files."""
@@ -34,6 +34,10 @@ MOVED = {
     r"trainer\.callbacks\+?=.*lightning_app\.checkpoint\.": (f"{CLASSES}*", "lightning_app.run.checkpoints.*"),
 }
 """Keys of earlier versions, as `key=value` shows them: what they are called in a message, and where they are now."""
+
+
+SECTIONS = ("trainer", "early_stopping", "data.init_args", "model.init_args", "model.init_args.masking")
+"""Keys whose values are objects."""
 
 
 @dataclass(frozen=True)
@@ -222,6 +226,23 @@ def check_version(path: Path, config: dict[str, Any]) -> None:
         raise UsageError(f"{path} was written for an earlier version: {'; '.join(moved)}. Change that, or fit again.")
 
 
+def check_sections(path: Path) -> None:
+    """Refuse what the argument parser accepts, or does not survive, in a configuration.
+
+    Raises:
+        UsageError: If a section is not an object, or the file names another one.
+    """
+    config = read_config(path)
+    if "config" in config:
+        raise UsageError(f"config cannot be set in {path}: a file names no other one. Give each by -c.")
+    for keys in SECTIONS:
+        section: Any = config
+        for key in keys.split("."):
+            section = section.get(key, {}) if isinstance(section, dict) else {}
+        if not isinstance(section, dict):
+            raise UsageError(f"{keys} in {path} is {section!r}, but must be an object of its options.")
+
+
 def find_configs(words: list[str]) -> list[str]:
     """The words of a command line with every configuration found and named.
 
@@ -238,11 +259,25 @@ def find_configs(words: list[str]) -> list[str]:
         option = "--config=" if word.startswith("--config=") else ""
         if option or before in ("-c", "--config"):
             path = _find(word.removeprefix(option))
+            if not Path(path).is_file():
+                raise UsageError(f"There is no file {path}, which --config names.")
+            check_sections(Path(path))
             place = len(found) - (not option)
-            found[place:place] = _names(Path(path)) if Path(path).is_file() else []
+            found[place:place] = _names(Path(path))
             word = option + path
         found.append(word)
     return found
+
+
+def options_set(words: list[str]) -> Iterator[str]:
+    """The options that a command line sets by its words and files, as they are typed."""
+    for before, word in zip(["", *words], words, strict=False):
+        if word.startswith("--config=") or before in ("-c", "--config"):
+            config = read_config(Path(word.removeprefix("--config=")))
+            keys = [f"--{key}" for key in merge_settings({"configs": [config], "overrides": []})]
+        else:
+            keys = [word.partition("=")[0]]
+        yield from (key.replace(".init_args.", ".") for key in keys)
 
 
 def _find(name: str) -> str:

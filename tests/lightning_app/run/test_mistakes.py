@@ -5,7 +5,7 @@ import re
 import pytest
 
 from lightning_app.errors import UsageError
-from lightning_app.run.cli import InfluenceCLI, option_names
+from lightning_app.run.cli import InfluenceCLI
 from lightning_app.run.configs import choose_arm, configs_folder, find_datasets
 from modules import Influence, LoRA, Sweep
 
