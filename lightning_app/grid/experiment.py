@@ -4,7 +4,8 @@ import gc
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, cast
@@ -14,7 +15,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 from tqdm.auto import tqdm
 
-from lightning_app.errors import UsageError
+from lightning_app.errors import UsageError, user_mistake
 from lightning_app.grid.condition import CONDITION_FILE, Condition, command_line
 from lightning_app.grid.schedule import Plan, Workers, passes_of, run_all, tokens_of
 from lightning_app.grid.workers import InProcess, Processes, call_in_process, devices_of
@@ -170,7 +171,11 @@ def build_conditions(options: Namespace, folder: Path) -> list[Condition]:
     datasets, arms = find_datasets(options.datasets), find_arms(options.arms)
     for arm, assignment in map(_split_assignment, options.set):
         if arm and arm not in arms:
-            choose_arm(arm)
+            choose_arm(arm)  # which refuses a name that no arm has
+            raise UsageError(
+                f"--set {arm}:{assignment} is for an arm that is not run. The arms of this experiment are "
+                f"{', '.join(arms)}. Add it to --arms, or leave it out."
+            )
         if PLACING.match(assignment):
             raise UsageError(
                 f"--set {assignment}: an experiment has --datasets, --arms, --seeds, --outputs and --name for this."
@@ -224,12 +229,14 @@ def check_settings(conditions: list[Condition]) -> None:
     """Refuses to mix results of different settings in one folder.
 
     Raises:
-        UsageError: If a complete condition was made under other settings, or a folder by an earlier version.
+        UsageError: If a complete condition was made under other settings, or a folder by an earlier version. If the
+            settings do not exist or are out of range, it is they that are refused.
     """
     for condition in conditions:
         made = condition.made_under()
         fitted_alone = made["digest"] is None and is_complete("fit", condition.folder)
         if (condition.is_complete or fitted_alone) and made["digest"] != condition.digest():
+            check_options(conditions)
             raise UsageError(
                 f"{condition.folder} is complete, but was made under other settings: {_difference(made, condition)}. "
                 "Give this experiment another --name, or --overwrite what is there."
@@ -242,6 +249,35 @@ def _difference(made: dict[str, Any], condition: Condition) -> str:
     return describe_difference(made["settings"], condition.settings())
 
 
+def check_options(conditions: list[Condition]) -> None:
+    """Reads the options of every arm, which needs no model.
+
+    Raises:
+        UsageError: If an option does not exist, has a wrong value or is out of its range.
+    """
+    from lightning_app.run.cli import CheckOptions
+
+    for condition in {condition.arm: condition for condition in reversed(conditions)}.values():
+        with for_arm(condition.arm):
+            CheckOptions(command_line(condition))
+
+
+@contextmanager
+def for_arm(arm: str) -> Iterator[None]:
+    """Names the arm in front of what is wrong with its options.
+
+    Raises:
+        UsageError: If something is.
+    """
+    try:
+        yield
+    except Exception as error:
+        mistake = user_mistake(error)
+        if mistake is None:
+            raise
+        raise UsageError(f"Arm {arm}: {mistake}") from error
+
+
 def check_inputs(conditions: list[Condition]) -> Plan:
     """Builds every arm with its Trainer and prepares every dataset, to find mistakes before any training.
 
@@ -252,13 +288,12 @@ def check_inputs(conditions: list[Condition]) -> Plan:
 
     passes: dict[str, float] = {}
     with quiet():
+        check_options(conditions)
         for condition in {condition.arm: condition for condition in reversed(conditions)}.values():
-            try:
+            with for_arm(condition.arm):
                 cli = InfluenceCLI(command_line(condition), run=False)
                 trainer = cli.trainer
                 check_trainer(trainer)
-            except UsageError as error:
-                raise UsageError(f"Arm {condition.arm}: {error}") from error
             passes[condition.arm] = passes_of(cli.model, trainer)
             del cli
             gc.collect()

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from matplotlib.colors import is_color_like
 from torch import distributed
 
 from datamodules import TextDataModule
@@ -78,6 +79,16 @@ class SaveConfig(SaveConfigCallback):
         self.parser.save(config, str(folder / name), skip_none=False, overwrite=True, multifile=False)
 
 
+class WholeKeys(LightningArgumentParser):
+    """A parser that accepts no key that is cut short: that is a typing mistake.
+
+    jsonargparse makes the parsers of nested options by the class of the parser around them, without its arguments.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, allow_abbrev=False)
+
+
 class InfluenceCLI(LightningCLI):
     """LightningCLI with the terms of the study: a run belongs to an experiment, a dataset, an arm and a seed.
 
@@ -98,8 +109,7 @@ class InfluenceCLI(LightningCLI):
     def __init__(self, args: ArgsType, run: bool = True, caches: Caches | None = None) -> None:
         self._caches = caches or Caches()
         self._parsers: list[LightningArgumentParser] = []
-        # a mistake in one condition must not end an experiment, and a key that is cut short is a typing mistake
-        parser_kwargs = {"exit_on_error": False, "allow_abbrev": False}
+        parser_kwargs = {"exit_on_error": False}  # a mistake in one condition must not end an experiment
         commands = dict.fromkeys(self.subcommands(), parser_kwargs) if run else {}
         try:
             super().__init__(
@@ -108,6 +118,7 @@ class InfluenceCLI(LightningCLI):
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 save_config_callback=SaveConfig,
+                parser_class=WholeKeys,
                 auto_configure_optimizers=False,
                 trainer_defaults={"callbacks": [Recorder()]},
                 parser_kwargs={"prog": "influence", **parser_kwargs, **commands},
@@ -155,22 +166,27 @@ class InfluenceCLI(LightningCLI):
         for section, key in (("trainer", "default_root_dir"), ("data", "class_path"), ("model", "class_path")):
             if key not in (self._run_config.get(section) or Namespace()):
                 raise UsageError(f"{section} is {self._run_config.get(section)}, but must be an object of its options.")
+            if unknown := self._run_config[section].get("dict_kwargs"):
+                raise UsageError(f"There is no option {section}.{next(iter(unknown))}. Leave dict_kwargs out.")
         seed = self._run_config.seed_everything
-        if self._run_config.outputs is None:
-            raise UsageError("outputs is null, but must be a folder. Leave it out for its default.")
+        if not self._run_config.outputs:
+            found = self._run_config.outputs
+            raise UsageError(f"outputs is {found!r}, but must be a folder. Leave it out for its default.")
         if seed is None or not 0 <= seed < 2**32:
             raise UsageError(f"seed_everything is {seed!r}, but must be a whole number from 0 to 2**32 - 1.")
 
     def _explain(self, parser: LightningArgumentParser, message: str) -> str:
         """The argument parser's message in one line, with the nearest key that exists."""
+        key, section, path = unknown_key(message), section_of(message), class_of(message)
+        if key is None:
+            return explain(message, ())
         parsers = self.command_parsers.values() or [parser]
         known = {name for each in parsers for name in vars(each.get_defaults().as_flat())}
         ours = [(section, kind) for section, base in CLASSES.items() for kind in classes_of(base)]
-        section, path, key = section_of(message), class_of(message), unknown_key(message)
-        chosen = [(section, import_class(path))] if section and path else ours
         owners = [kind.__name__ for section, kind in ours if key in options_of(section, kind)]
         if owners and path:
             return f"{path} has no option {key}, but {', '.join(owners)} {'have' if owners[1:] else 'has'} it."
+        chosen = [(section, import_class(path))] if section and path else ours
         return explain(message, known.union(*(options_of(section, kind) for section, kind in chosen)) - NOT_ASKED)
 
     def _parse_ckpt_path(self) -> None:
@@ -206,12 +222,11 @@ class InfluenceCLI(LightningCLI):
         """The configuration of the command that is run."""
         return self.config.get(str(self.config.get("subcommand")), self.config)
 
-    def before_instantiate_classes(self) -> None:
-        """Places the run: its identity, folder and logs, and the head that it starts from.
+    def _check_values(self) -> None:
+        """Checks what needs neither a model nor data.
 
         Raises:
-            UsageError: If a name cannot be the name of a folder, the folder is set in another way than by these names,
-                or a checkpoint does not exist.
+            UsageError: If an option is null that must have a value, or out of its range.
         """
         config = self._run_config
         for section in CLASSES:
@@ -219,12 +234,29 @@ class InfluenceCLI(LightningCLI):
         check_nulls("early_stopping", config.early_stopping, EarlyStopping)
         check_nulls("trainer", config.trainer, Trainer)
         check_ranges(config)
+        for key in ("experiment", "dataset", "arm.name", "arm.overlay", "arm.control", "arm.starts_from"):
+            if config[key] is not None:
+                check_name(f"--{key}", config[key])
+        if config.arm.color is not None and not is_color_like(config.arm.color):
+            raise UsageError(f"arm.color is {config.arm.color!r}, but must be a color of matplotlib, such as #D55E00.")
+        mask = config.model.init_args.get("masking.mask_path")
+        if mask is not None and not Path(mask).is_file():
+            raise UsageError(f"model.masking.mask_path is {str(mask)!r}, but must be a file with a mask.")
+
+    def before_instantiate_classes(self) -> None:
+        """Places the run: its identity, folder and logs, and the head that it starts from.
+
+        Raises:
+            UsageError: If a value is out of its range, the folder is set in another way than by the names of the run,
+                or a checkpoint does not exist.
+        """
+        self._check_values()
+        config = self._run_config
         dataset, arm = config.dataset, Arm(**config.arm.as_dict())
         dataset = config.data.class_path.rpartition(".")[2].lower() if dataset is None else dataset
-        self.identity = Identity(check_name("--dataset", dataset), arm, config.seed_everything)
-        check_name("--arm.name", arm.label)
+        self.identity = Identity(dataset, arm, config.seed_everything)
         seed = f"seed{config.seed_everything}"
-        experiment = Path(config.outputs) / check_name("--experiment", config.experiment)
+        experiment = Path(config.outputs) / config.experiment
         run = experiment / dataset / arm.label / seed
         if config.trainer.default_root_dir is not None:
             raise UsageError(
@@ -246,10 +278,11 @@ class InfluenceCLI(LightningCLI):
                 config.ckpt_path = config.ckpt_path or str(run / "checkpoints" / "best.ckpt")
             if config.ckpt_path and not Path(config.ckpt_path).exists():
                 raise UsageError(
-                    f"No checkpoint at {config.ckpt_path}. `influence fit` leaves <run>/checkpoints/best.ckpt."
+                    f"ckpt_path is {config.ckpt_path!r}, but there is no such file. `influence fit` leaves "
+                    "<run>/checkpoints/best.ckpt."
                 )
         if self.subcommand == "fit" and arm.starts_from and config.model.init_args.start is None:
-            start = experiment / dataset / check_name("--arm.starts_from", arm.starts_from) / seed / "start.safetensors"
+            start = experiment / dataset / arm.starts_from / seed / "start.safetensors"
             config.model.init_args.start = str(start)
 
     def instantiate_classes(self) -> None:
@@ -403,6 +436,24 @@ def check_nulls(section: str, options: Namespace, kind: type) -> None:
         is_null = name in options and options[name] is None
         if is_null and argument.default is not None and type(None) not in get_args(argument.annotation):
             raise UsageError(f"{section}.{name} is null, but must have a value. Leave it out for its default.")
+
+
+class CheckOptions(InfluenceCLI):
+    """Reads the options of a condition, and builds nothing. `args` do not begin with a command.
+
+    Raises:
+        UsageError: If an option does not exist, has a wrong value or is out of its range.
+    """
+
+    def __init__(self, args: ArgsType) -> None:
+        super().__init__(args, run=False)
+
+    def before_instantiate_classes(self) -> None:
+        """Checks the values alone."""
+        self._check_values()
+
+    def instantiate_classes(self) -> None:
+        """Builds nothing."""
 
 
 class PrepareData(InfluenceCLI):

@@ -17,6 +17,9 @@ from lightning_app.results.files import check_name
 from lightning_app.results.identity import Arm
 from lightning_app.results.settings import merge_settings
 
+ALSO_CALLED = {"cuda": "gpu", "nvidia": "gpu", "rocm": "gpu", "xla": "tpu"}
+"""What users call the accelerators of the shipped files."""
+
 OPTIONS = {"data": "datasets"}
 """Options of `influence experiment` that have another name than the folder of their files."""
 
@@ -183,7 +186,8 @@ def config_file(kind: str, name: str) -> Path:
     for old, new in ENDINGS.items():
         if kind == "arms" and name.removesuffix(old) in names:
             raise UsageError(f"The {what} {name!r} is now called {name.removesuffix(old) + new!r}.")
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    near = [other for called, other in ALSO_CALLED.items() if called == name.lower() and other in names]
+    near = near or difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
     raise UsageError(f"Unknown {what} {name!r}. {hint}There are: {', '.join(names)}, or the path of a .yaml file.")
 
