@@ -15,18 +15,20 @@ UNKNOWN_KEY = re.compile(
 )
 CLASS = re.compile(r"Problem with given class_path '(?P<path>[^']+)':\n\s+(?P<cause>.+)")
 KEY = re.compile(r'Parser key "([^"]+)":')
-MISSING = re.compile(r"the following arguments are required: (.+)")
-ARGUMENT = re.compile(r"argument (?:-\w/)?--(?P<key>[\w.]+): (?:expected|ignored explicit argument (?P<value>'.*'))")
+UNSET = re.compile(r"the following arguments are required: (.+)")
+ARGUMENT = re.compile(
+    r"argument (?:-\w/)?--(?P<key>[\w.]+)(?:/\S+)?: (?:expected|ignored explicit argument (?P<value>'.*'))"
+)
 SECTION = re.compile(r"Unable to load config '(.*)'")
 POSSIBLE = re.compile(
-    r"(?:(?:Expected a|Not a valid) (?!path but)|Import path does not correspond to a )"
+    r"(?:(?:Expected a|Not a valid|Not of type) (?!path but)|Import path does not correspond to a )"
     r"(.+?)(?:\. Got value: .*|: .*)?$",
     re.MULTILINE,
 )
-VALUE = re.compile(r"(?:Got|Given) value: (.*)")
+VALUE = re.compile(r"(?:(?:Got|Given) value: |base 10: ')(.*?)'?$|: (\S+) does not conform", re.MULTILINE)
 """What jsonargparse writes. Its texts may change, so a test goes through every kind of mistake."""
 
-SECTIONS = ("model", "data")
+CLASS_KEYS = ("model", "data")
 """Keys that must be a class; argparse names them in place of an option of that class."""
 
 KINDS = {
@@ -35,6 +37,7 @@ KINDS = {
     "int": "a whole number",
     "float": "a number",
     "str": "a text",
+    "PositiveInt": "a whole number above 0",
     "list": "a list",
     "Iterable": "a list",
     "Sequence": "a list",
@@ -71,14 +74,14 @@ def check_flag(key: str, value: object, default: object) -> None:
 
 def explain(message: str, known: Iterable[str]) -> str:
     """An error of the argument parser in one line, with the nearest of the keys that exist."""
-    if missing := MISSING.search(message):
+    if missing := UNSET.search(message):
         section = section_of(message)
         keys = [f"{section}.{key}" if section else key.removeprefix("fit.") for key in missing[1].split(", ")]
         return f"{', '.join(keys)} must be set: there is no default."
     if argument := ARGUMENT.match(message):
         if argument["value"]:
             return f"{argument['key']} is {argument['value']}, but takes no value."
-        return f"{argument['key']}{', or an option in it,' if argument['key'] in SECTIONS else ''} has no value."
+        return f"{argument['key']}{', or an option in it,' if argument['key'] in CLASS_KEYS else ''} has no value."
     key = unknown_key(message)
     return explain_value(message) if key is None else explain_unknown(key, known)
 
@@ -106,9 +109,11 @@ def class_of(message: str) -> str | None:
 
 def explain_unknown(key: str, known: Iterable[str]) -> str:
     """Say that a key does not exist, and name the nearest one that does."""
-    if near := nearest(key, [name for name in known if not key.startswith(f"{name}.")]):
+    known = [name for name in known if not key.startswith(f"{name}.")]
+    if near := nearest(key, known):
         return f"There is no option {key}. Did you mean {near}?"
-    sections = "" if "." in key else " Most options begin with data., model. or trainer."
+    has_sections = any("." in name for name in known)
+    sections = " Most options begin with data., model. or trainer." if has_sections and "." not in key else ""
     return f"There is no option {key}.{sections} See --help."
 
 
@@ -141,8 +146,9 @@ def explain_value(message: str) -> str:
         detail = re.split(r"^    - ", detail, flags=re.MULTILINE)[0]  # what follows is about the section around the key
     elif found:
         return f"{key} cannot be {found['path']}: {found['cause']}"
-    values, kinds = VALUE.findall(detail), list(dict.fromkeys(map(_kind, POSSIBLE.findall(detail))))
-    if key in SECTIONS:
+    values = ["".join(groups) for groups in VALUE.findall(detail)]
+    kinds = list(dict.fromkeys(map(_kind, POSSIBLE.findall(detail))))
+    if key in CLASS_KEYS:
         kinds = [kind for kind in kinds if kind != "null"] or ["the path of a class"]
     if values and kinds:
         return f"{key} is {_shown(values[-1])}, but must be {' or '.join(kinds)}."

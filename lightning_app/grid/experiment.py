@@ -53,13 +53,25 @@ def build_parser() -> ArgumentParser:
     )
     add = parser.add_argument
     add("-c", "--config", action=ActionConfigFile, help="YAML file with any of these options.")
-    add(
-        "--name",
-        type=str | None,
-        default=None,
-        help="Folder of results in <outputs>; default experiment-<backbone>.",
-    )
+    add("--name", type=str | None, default=None, help="Folder in <outputs>; default experiment-<backbone>.")
     add("--outputs", type=str, default="outputs", help="Folder of all results.")
+    _add_grid_options(parser)
+    _add_engine_options(parser)
+    add(
+        "--set",
+        type=list[str],
+        default=[],
+        metavar="[ARM:]KEY=VALUE ...",
+        help="Value of a key for every condition, or for one arm: influence:model.masking.fraction=0.01. Values of a "
+        "config file are kept; the last value of a key is used.",
+    )
+    add("--overwrite", action="store_true", help="Run complete conditions again, also under other settings.")
+    return parser
+
+
+def _add_grid_options(parser: ArgumentParser) -> None:
+    """Adds what is run."""
+    add = parser.add_argument
     add("--backbone", type=str, default="Qwen/Qwen2-0.5B", help="Hub id, local folder, or all-MiniLM-L6-v2.")
     add("--datasets", type=list[str], metavar="NAME ...", default=[], help="Names of files in configs/data, or paths.")
     add(
@@ -71,6 +83,11 @@ def build_parser() -> ArgumentParser:
     )
     add("--seeds", type=list[int], metavar="K ...", default=[0], help="Seeds of splits, head and batch order.")
     add("--quick", action="store_true", help=f"{QUICK_SIZE} samples per split: tests the pipeline, not the arms.")
+
+
+def _add_engine_options(parser: ArgumentParser) -> None:
+    """Adds what it is run on."""
+    add = parser.add_argument
     add("--accelerator", type=str | None, default=None, help="Name of a file in configs/accelerator: cpu, gpu, tpu.")
     add(
         "--devices",
@@ -78,15 +95,8 @@ def build_parser() -> ArgumentParser:
         default=1,
         help="Number of cores, GPUs or TPU chips; each runs one condition at a time.",
     )
-    add(
-        "--engine", type=Literal["local", "ray"], default="local", help="Run here, or on a Ray cluster (extra cluster)."
-    )
-    add(
-        "--address",
-        type=str | None,
-        default=None,
-        help="Address of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT.",
-    )
+    add("--engine", type=Literal["local", "ray"], default="local", help="Run here, or on a Ray cluster.")
+    add("--address", type=str | None, default=None, help="Of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT.")
     add("--num_cpus", type=PositiveInt, default=1, help="CPU cores of each condition on a Ray cluster.")
     add(
         "--storage",
@@ -96,16 +106,6 @@ def build_parser() -> ArgumentParser:
         help="Folder for the results of a Ray cluster's nodes, s3://bucket/folder or another URL for fsspec, if not "
         "all nodes see --outputs. Results are copied from there to --outputs.",
     )
-    add(
-        "--set",
-        type=list[str],
-        default=[],
-        metavar="[ARM:]KEY=VALUE ...",
-        help="Value of a key for every condition, or for one arm: influence:model.masking.fraction=0.01. Values of a "
-        "config file are kept; the last value of a key is used.",
-    )
-    add("--overwrite", action="store_true", help="Run complete conditions again, also under other settings.")
-    return parser
 
 
 def parse_options(argv: list[str]) -> Namespace:

@@ -52,7 +52,7 @@ LINKED = {
 }
 """Options that are set by others."""
 
-CLASSES: dict[str, type] = {"model": Classifier, "data": TextDataModule}
+BASES: dict[str, type] = {"model": Classifier, "data": TextDataModule}
 """Sections that are a class, and what it inherits from."""
 
 NOT_ASKED = {*(option.removeprefix("--") for option in LINKED), *(f"model.masking.{name}" for name in SET_ELSEWHERE)}
@@ -182,7 +182,7 @@ class InfluenceCLI(LightningCLI):
             return explain(message, ())
         parsers = self.command_parsers.values() or [parser]
         known = {name for each in parsers for name in vars(each.get_defaults().as_flat())}
-        ours = [(section, kind) for section, base in CLASSES.items() for kind in classes_of(base)]
+        ours = [(section, kind) for section, base in BASES.items() for kind in classes_of(base)]
         owners = [kind.__name__ for section, kind in ours if key in options_of(section, kind)]
         if owners and path:
             return f"{path} has no option {key}, but {', '.join(owners)} {'have' if owners[1:] else 'has'} it."
@@ -229,7 +229,7 @@ class InfluenceCLI(LightningCLI):
             UsageError: If an option is null that must have a value, or out of its range.
         """
         config = self._run_config
-        for section in CLASSES:
+        for section in BASES:
             check_nulls(section, config[section].init_args, import_class(config[section].class_path))
         check_nulls("early_stopping", config.early_stopping, EarlyStopping)
         check_nulls("trainer", config.trainer, Trainer)

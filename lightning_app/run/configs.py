@@ -39,7 +39,7 @@ MOVED = {
 """Keys of earlier versions, as `key=value` shows them: what they are called in a message, and where they are now."""
 
 
-SECTIONS = ("trainer", "early_stopping", "data.init_args", "model.init_args", "model.init_args.masking")
+OBJECTS = ("trainer", "early_stopping", "data.init_args", "model.init_args", "model.init_args.masking")
 """Keys whose values are objects."""
 
 
@@ -239,7 +239,7 @@ def check_sections(path: Path) -> None:
     config = read_config(path)
     if "config" in config:
         raise UsageError(f"config cannot be set in {path}: a file names no other one. Give each by -c.")
-    for keys in SECTIONS:
+    for keys in OBJECTS:
         section: Any = config
         for key in keys.split("."):
             section = section.get(key, {}) if isinstance(section, dict) else {}

@@ -7,6 +7,8 @@ can have a range must be in it.
 import inspect
 import json
 import re
+from functools import partial
+from importlib import import_module
 from typing import Any, get_args
 
 import pytest
@@ -17,7 +19,9 @@ from lightning.pytorch.callbacks import EarlyStopping
 import datamodules
 import modules
 from datamodules import TextDataModule
+from lightning_app.__main__ import COMMANDS, OTHER_COMMANDS
 from lightning_app.errors import UsageError, user_mistake
+from lightning_app.messages import parse
 from lightning_app.results.identity import Arm
 from lightning_app.run.cli import LINKED, NOT_ASKED, InfluenceCLI, options_of
 from lightning_app.run.ranges import RANGES
@@ -96,7 +100,7 @@ def command(section: str, name: str) -> list[str]:
     return ["fit", *words_of(name if section == "model" else "Influence", name if section == "data" else "Docstrings")]
 
 
-def mistake(call: Any, *words: str) -> str | None:
+def mistake(call: Any, *words: Any) -> str | None:
     """The one line by which a command line is refused; None if it is not."""
     try:
         call(*words)
@@ -146,6 +150,50 @@ def found_in(value: Any) -> str:
     """A pattern of how a message shows a value, or the first thing in it: a wrong item of a list is shown alone."""
     inside = f"|{found_in(value[0])}" if isinstance(value, list) and value else ""
     return f"(?:{re.escape(str(value))}|{re.escape(repr(value))}{inside})"
+
+
+REQUIRED = {
+    "predict": ["--ckpt=a", "--input=b.csv", "--output=c.csv"],
+    "export": ["--ckpt=a", "--out=b"],
+    "completion": ["bash"],
+}
+
+
+@pytest.mark.parametrize("name", OTHER_COMMANDS)
+def test_a_typing_mistake_in_a_key_of_another_command_names_it_and_the_nearest_one(name):
+    parser = import_module(COMMANDS[name]).build_parser()
+    for key, default in vars(parser.get_defaults().as_flat()).items():
+        if key == "shell":
+            continue  # it is typed without its name
+        message = mistake(partial(parse, parser), [*REQUIRED.get(name, []), f"--{key}q=1"])
+        assert message == f"There is no option {key}q. Did you mean {key}?"
+        if not isinstance(default, bool):
+            assert mistake(partial(parse, parser), [*REQUIRED.get(name, []), f"--{key}"]) == f"{key} has no value."
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "message"),
+    [
+        ("experiment", "--devices=0", "devices is '0', but must be a whole number above 0."),
+        ("experiment", "--devices=two", "devices is 'two', but must be a whole number above 0."),
+        ("experiment", "--num_cpus=-1", "num_cpus is '-1', but must be a whole number above 0."),
+        ("experiment", "--engine=spark", "engine is 'spark', but must be local or ray."),
+        ("experiment", "--seeds=[1.5]", "seeds is '1.5', but must be a whole number."),
+        ("experiment", "--quick=3", "quick is '3', but takes no value."),
+        ("experiment", "--datasets=3", "datasets is '3', but must be a list."),
+        ("experiment", "--nothing=3", "There is no option nothing. See --help."),
+        ("predict", "--batch_size=0", "batch_size is '0', but must be a whole number above 0 or null."),
+        ("predict", "--accelerator=cuda", "accelerator is 'cuda', but must be auto or cpu or gpu or mps or tpu."),
+    ],
+)
+def test_a_wrong_value_of_another_command_names_the_key_and_what_was_found(name, word, message):
+    parser = import_module(COMMANDS[name]).build_parser()
+    assert mistake(partial(parse, parser), [*REQUIRED.get(name, []), word]) == message
+
+
+def test_what_must_be_set_is_named():
+    parser = import_module(COMMANDS["export"]).build_parser()
+    assert mistake(partial(parse, parser), ["--ckpt=a"]) == "out must be set: there is no default."
 
 
 OUT_OF_RANGE: dict[str, list[str]] = {
