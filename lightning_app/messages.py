@@ -53,11 +53,12 @@ def parse(parser: ArgumentParser, words: list[str]) -> Namespace:
     Raises:
         UsageError: If an option does not exist or has a wrong value.
     """
+    defaults = vars(parser.get_defaults().as_flat())
     try:
         options = parser.parse_args(words)
     except ArgumentError as error:
-        raise UsageError(explain(str(error), vars(parser.get_defaults().as_flat()))) from error
-    for key, default in vars(parser.get_defaults().as_flat()).items():
+        raise UsageError(explain(str(error), defaults.keys() - {"__default_config__"})) from error
+    for key, default in defaults.items():
         check_flag(key, options[key], default)
     return options
 

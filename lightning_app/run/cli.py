@@ -413,7 +413,8 @@ def import_class(path: str) -> Any:
 
 def classes_of(base: type) -> list[type]:
     """A class and all that inherit from it."""
-    return [base, *(kind for child in base.__subclasses__() for kind in classes_of(child))]
+    children: list[type] = base.__subclasses__()
+    return [base, *(kind for child in children for kind in classes_of(child))]
 
 
 def options_of(section: str, kind: type) -> dict[str, Any]:
