@@ -70,7 +70,7 @@ def check_flag(key: str, value: object, default: object) -> None:
         UsageError: If it is not.
     """
     if isinstance(default, bool) and not isinstance(value, bool):
-        raise UsageError(f"{key} is {_shown(str(value))}, but must be true or false.")
+        raise UsageError(f"{key} is {shown(value)}, but must be true or false.")
 
 
 def explain(message: str, known: Iterable[str]) -> str:
@@ -142,7 +142,7 @@ def explain_value(message: str) -> str:
         return " ".join(message.split())
     key, detail = ".".join(keys[:2]), message[message.rindex(f'"{keys[-1]}":') :]
     if section := SECTION.search(message):
-        return f"{key} is {_shown(section[1])}, but must be an object of its options."
+        return f"{key} is {shown(section[1])}, but must be an object of its options."
     if len(keys) > 1:
         detail = re.split(r"^    - ", detail, flags=re.MULTILINE)[0]  # what follows is about the section around the key
     elif found:
@@ -152,12 +152,13 @@ def explain_value(message: str) -> str:
     if key in CLASS_KEYS:
         kinds = [kind for kind in kinds if kind != "null"] or ["the path of a class"]
     if values and kinds:
-        return f"{key} is {_shown(values[-1])}, but must be {' or '.join(kinds)}."
+        return f"{key} is {shown(values[-1])}, but must be {' or '.join(kinds)}."
     return f"{key}: {' '.join(detail.partition(':')[2].split())}"
 
 
-def _shown(value: str) -> str:
-    return "null" if value == "None" else repr(value)
+def shown(value: object) -> str:
+    """A value as a message shows it."""
+    return "null" if value in (None, "None") else repr(value)
 
 
 def _kind(expected: str) -> str:

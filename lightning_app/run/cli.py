@@ -22,7 +22,7 @@ from torch import distributed
 
 from datamodules import TextDataModule
 from lightning_app.errors import UsageError, chain_of_causes
-from lightning_app.messages import check_flag, class_of, explain, section_of, unknown_key
+from lightning_app.messages import check_flag, class_of, explain, section_of, shown, unknown_key
 from lightning_app.results.files import check_name, make_folder
 from lightning_app.results.identity import Arm, Identity
 from lightning_app.results.metrics import HEADLINE, METRICS
@@ -170,8 +170,8 @@ class InfluenceCLI(LightningCLI):
                 raise UsageError(f"There is no option {section}.{next(iter(unknown))}. Leave dict_kwargs out.")
         seed = self._run_config.seed_everything
         if not self._run_config.outputs:
-            found = self._run_config.outputs
-            raise UsageError(f"outputs is {found!r}, but must be a folder. Leave it out for its default.")
+            found = shown(self._run_config.outputs)
+            raise UsageError(f"outputs is {found}, but must be a folder. Leave it out for its default.")
         if seed is None or not 0 <= seed < 2**32:
             raise UsageError(f"seed_everything is {seed!r}, but must be a whole number from 0 to 2**32 - 1.")
 
@@ -235,7 +235,7 @@ class InfluenceCLI(LightningCLI):
         check_nulls("trainer", config.trainer, Trainer)
         check_ranges(config)
         for key in ("experiment", "dataset", "arm.name", "arm.overlay", "arm.control", "arm.starts_from"):
-            if config[key] is not None:
+            if config[key] is not None or key in ("experiment", "arm.name"):
                 check_name(f"--{key}", config[key])
         if config.arm.color is not None and not is_color_like(config.arm.color):
             raise UsageError(f"arm.color is {config.arm.color!r}, but must be a color of matplotlib, such as #D55E00.")

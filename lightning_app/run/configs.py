@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from lightning_app.errors import UsageError
-from lightning_app.messages import explain
+from lightning_app.messages import explain, shown
 from lightning_app.results.files import check_name
 from lightning_app.results.identity import Arm
 from lightning_app.results.settings import merge_settings
@@ -244,7 +244,7 @@ def check_sections(path: Path) -> None:
         for key in keys.split("."):
             section = section.get(key, {}) if isinstance(section, dict) else {}
         if not isinstance(section, dict):
-            raise UsageError(f"{keys} in {path} is {section!r}, but must be an object of its options.")
+            raise UsageError(f"{keys} in {path} is {shown(section)}, but must be an object of its options.")
 
 
 def find_configs(words: list[str]) -> list[str]:

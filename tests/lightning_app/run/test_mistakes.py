@@ -109,10 +109,10 @@ def test_other_mistakes_are_told_in_one_line(words, message):
         ("data: {init_args: {tokenizer: {a: 1}}}", "--data.tokenizer cannot be set: it follows from --model.backbone."),
         ("model: {init_args: {masking: 3}}", "model.init_args.masking in "),
         ("trainer: 3", "mine.yaml is 3, but must be an object of its options."),
-        ("early_stopping: null", "mine.yaml is None, but must be an object of its options."),
+        ("early_stopping: null", "mine.yaml is null, but must be an object of its options."),
         ("data: {dict_kwargs: {a: 1}, class_path: datamodules.SST2}", "There is no option data.a. Leave dict_"),
         ("config: {a: 1}", "config cannot be set in "),
-        ("overwrite: 3", "overwrite is '3', but must be true or false."),
+        ("overwrite: 3", "overwrite is 3, but must be true or false."),
         ("subcommand: fit", "There is no option subcommand."),
     ],
 )
