@@ -323,6 +323,7 @@ class TextDataModule(LightningDataModule, ABC):
     def _check_arguments(self) -> None:
         """Refuse arguments that are out of range, by name."""
         check_label_names(self.label_names)
+        _require(bool(self.text_columns), "text_columns", self.text_columns, "at least one column")
         plain = re.fullmatch(r"\w[\w .-]{0,99}", self.name) is not None  # part of the names of cache files
         _require(plain, "name", self.name, "up to 100 letters, digits, spaces, dots, hyphens and underscores")
         for name in ("batch_size", "eval_batch_size", "max_length"):
@@ -341,8 +342,9 @@ class TextDataModule(LightningDataModule, ABC):
         budget = self.eval_tokens
         fits = budget is None or (budget >= self.max_length and not self.pad_lengths)
         _require(fits, "eval_tokens", budget, f"at least max_length, {self.max_length}, and None with pad_lengths")
-        reaches = self.pad_lengths is None or max(self.pad_lengths, default=0) >= self.max_length
-        _require(reaches, "pad_lengths", self.pad_lengths, f"lengths up to max_length, {self.max_length}")
+        lengths = self.pad_lengths
+        reaches = lengths is None or (bool(lengths) and min(lengths) >= 1 and max(lengths) >= self.max_length)
+        _require(reaches, "pad_lengths", lengths, f"lengths from 1 that reach max_length, {self.max_length}")
 
 
 def join_texts(table: pa.Table, columns: Sequence[str]) -> pa.ChunkedArray:

@@ -21,8 +21,10 @@ def check_label_names(names: Sequence[Any]) -> None:
     """Refuse names that do not tell the classes apart.
 
     Raises:
-        DataError: If a name is not text, or two are equal.
+        DataError: If there are fewer than two, a name is not text, or two are equal.
     """
+    if len(names) < 2:
+        raise DataError(f"label_names is {list(names)}, but must be at least two names.")
     other = [name for name in names if not isinstance(name, str)]
     if other:
         raise DataError(f"label_names has {other[0]!r}, which is not text. Put it in quotes.")

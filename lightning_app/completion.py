@@ -9,6 +9,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from lightning_app.__main__ import COMMANDS, OTHER_COMMANDS
 from lightning_app.errors import UsageError
+from lightning_app.messages import parse
 from lightning_app.run.cli import InfluenceCLI
 from lightning_app.run.configs import configs_folder
 
@@ -48,8 +49,8 @@ def build_parser() -> ArgumentParser:
 
 
 def all_commands() -> ArgumentParser:
-    """Return one parser with every option of every command; making it takes seconds."""
-    parsers = dict(Commands()._subcommand_parsers)
+    """One parser with every option of every command; making it takes seconds."""
+    parsers: dict[str, ArgumentParser] = {**Commands().command_parsers}
     parsers |= {name: import_module(COMMANDS[name]).build_parser() for name in OTHER_COMMANDS}
     for action in parsers["experiment"]._actions:
         if action.dest in SHIPPED:
@@ -63,7 +64,7 @@ def all_commands() -> ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """Print the script."""
-    shell = build_parser().parse_args(argv).shell
+    shell = parse(build_parser(), argv).shell
     if find_spec("shtab") is None:
         raise UsageError(
             "Completion scripts need the package shtab, which is not installed. Install it: "

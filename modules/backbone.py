@@ -56,7 +56,7 @@ def resolve_backbone(name: str) -> str:
 
 
 def resolve_tokenizer(name: str) -> str:
-    """Turns a backbone's name into what the tokenizer is loaded from."""
+    """Turn a backbone's name into what the tokenizer is loaded from."""
     return tokenizer_of(resolve_backbone(name))
 
 

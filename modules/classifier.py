@@ -1,5 +1,6 @@
 """The classifier of all arms: tokens -> backbone -> pooled vector -> linear head -> logits."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 from math import inf
@@ -16,10 +17,11 @@ from transformers import get_linear_schedule_with_warmup
 from modules.backbone import Pooling, backbone_fingerprint, compile_layers, load_backbone, pool, visible
 from modules.caches import Caches
 from modules.checkpoints import check_fit
-from modules.errors import CheckpointError, OptionError
+from modules.errors import CheckpointError, require
 from modules.families import as_targets, candidate_names, family_of, state_width
 from modules.features import Batch, Features, extract
 from modules.first_look import FirstLook
+from modules.head import ConditionedHead
 from modules.start import Start
 from modules.store import Content, TensorStore, weights_digest
 
@@ -78,11 +80,10 @@ class Classifier(LightningModule):
         self.caches = Caches()
         self.store: TensorStore | None = None
         learning_rate = 1e-3 if learning_rate is None else learning_rate
-        if not (0 < learning_rate < inf and 0 <= weight_decay < inf and 0 <= warmup_ratio < 1):  # NaN is in no range
-            raise OptionError(
-                "learning_rate must be positive, weight_decay at least 0 and warmup_ratio in [0, 1), "
-                f"found {learning_rate}, {weight_decay} and {warmup_ratio}."
-            )
+        require(0 < learning_rate < inf, "learning_rate", learning_rate, "a number above 0")  # NaN is in no range
+        require(0 <= weight_decay < inf, "weight_decay", weight_decay, "0 or more")
+        require(0 <= warmup_ratio < 1, "warmup_ratio", warmup_ratio, "0 or more, and below 1")
+        require(targets is None or _are_targets(targets), "targets", targets, "a list of names or a regular expression")
         self.backbone_name, self.num_labels, self.seed, self.targets = backbone, num_labels, seed, targets
         self.learning_rate, self.weight_decay, self.warmup_ratio = learning_rate, weight_decay, warmup_ratio
         # before the backbone, which takes seconds to load: a missing start is reported at once
@@ -333,6 +334,14 @@ class Classifier(LightningModule):
 
     def _frozen_names(self) -> list[str]:
         return [f"backbone.{name}" for name, p in self.backbone.named_parameters() if not p.requires_grad]
+
+
+def _are_targets(targets: list[str] | str) -> bool:
+    """Whether there are targets, and a regular expression is one."""
+    try:
+        return bool(re.compile(targets) if isinstance(targets, str) else targets)
+    except re.error:
+        return False
 
 
 def _settle(device: torch.device) -> None:

@@ -7,6 +7,16 @@ class OptionError(ValueError):
     is_user_error = True
 
 
+def require(holds: bool, name: str, found: object, wanted: str) -> None:
+    """Refuse an option of an arm unless it is in its range.
+
+    Raises:
+        OptionError: If it is not.
+    """
+    if not holds:
+        raise OptionError(f"model.{name} is {found!r}, but must be {wanted}.")
+
+
 class BackboneError(ValueError):
     """A backbone cannot be loaded, or an arm cannot be built on it."""
 

@@ -8,7 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from influence_masking import find_candidates
 from modules.classifier import Classifier
-from modules.errors import BackboneError, OptionError
+from modules.errors import BackboneError, require
 
 
 class LoRA(Classifier):
@@ -30,11 +30,9 @@ class LoRA(Classifier):
     trains = "adapter"
 
     def __init__(self, *, rank: int = 8, alpha: int = 16, dropout: float = 0.0, **kwargs: Any) -> None:
-        if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
-            raise OptionError(
-                "rank must be at least 1, alpha positive and dropout in [0, 1), "
-                f"found {rank}, {alpha} and {dropout}. See --model.help LoRA"
-            )
+        require(rank >= 1, "rank", rank, "1 or more")
+        require(alpha > 0, "alpha", alpha, "1 or more")
+        require(0 <= dropout < 1, "dropout", dropout, "0 or more, and below 1")
         self.lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout)
         super().__init__(**kwargs)
 

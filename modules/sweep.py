@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from influence_masking import MaskingOptions, SweepPoint, find_candidates, sweep
 from influence_masking.selection.scores import RANDOM_MATCHED, resolve_score
 from modules.classifier import Classifier
-from modules.errors import OptionError
+from modules.errors import require
 from modules.masking import DEFAULT_OPTIONS, SET_ELSEWHERE, masking_of
 
 Predictions = tuple[Tensor, Tensor]
@@ -82,14 +82,14 @@ class Sweep(Classifier):
         masking: MaskingOptions = DEFAULT_OPTIONS,
         **kwargs: Any,
     ) -> None:
-        if not (fractions and tails and scores) or not all(0 < fraction < 1 for fraction in fractions):
-            raise OptionError(
-                "A sweep needs fractions between 0 and 1, tails and scores, found "
-                f"{list(fractions)}, {list(tails)} and {list(scores)}."
-            )
+        shares = bool(fractions) and all(0 < fraction < 1 for fraction in fractions)
+        require(shares, "fractions", fractions, "a list of numbers between 0 and 1")
+        require(bool(tails), "tails", tails, "a list of lowest and highest")
+        require(bool(scores), "scores", scores, "a list of names of scores")
         self.fractions, self.tails, self.scores = fractions, tails, scores
         for score in set(scores) - {RANDOM_MATCHED}:
-            resolve_score(score)  # before the backbone, which takes seconds to load: an unknown one is reported at once
+            # before the backbone, which takes seconds to load: an unknown one is reported at once
+            resolve_score(score, option="scores")
         self.masking = masking_of(masking, kwargs.get("seed", 0), SWEPT)
         self.result: SweepResult | None = None
         super().__init__(**kwargs)

@@ -78,7 +78,9 @@ class MaskingOptions:
         for name, allowed in (("tail", get_args(Tail)), ("scope", get_args(Scope)), ("action", get_args(Action))):
             if getattr(self, name) not in allowed:
                 raise MaskingError(f"Unknown {name}={getattr(self, name)!r}. Choose one of {list(allowed)}.")
-        resolve_score(self.ranking_score)
+        for name in ("score", "matched_score"):
+            if name == "matched_score" or self.score != RANDOM_MATCHED:
+                resolve_score(getattr(self, name), option=name)
 
     @property
     def ranking_score(self) -> str | ScoreFunction:

@@ -15,6 +15,7 @@ from torch import Tensor
 from datamodules import DataError, join_texts
 from lightning_app.deploy.tables import check_ending, read_user_table, write_table
 from lightning_app.errors import UsageError
+from lightning_app.messages import parse
 from lightning_app.results.files import check_writable
 from lightning_app.run.quiet import quiet
 from lightning_app.run.trained_run import TrainedRun
@@ -115,8 +116,8 @@ def _numbered(name: str, number: int) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Label a file, and say what was added."""
-    options = build_parser().parse_args(argv)
+    """Labels a file, and says what was added."""
+    options = parse(build_parser(), argv)
     source, target = Path(options.input), Path(options.output)
     check_ending(target)
     if target.exists() and not options.overwrite:

@@ -4,20 +4,22 @@ import gc
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, cast
 
 from filelock import FileLock, Timeout
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 from tqdm.auto import tqdm
 
-from lightning_app.errors import UsageError
+from lightning_app.errors import UsageError, user_mistake
 from lightning_app.grid.condition import CONDITION_FILE, Condition, command_line
 from lightning_app.grid.schedule import Plan, Workers, followers, passes_of, run_all, tokens_of
 from lightning_app.grid.workers import InProcess, Processes, call_in_process, devices_of
+from lightning_app.messages import parse
 from lightning_app.results.files import METRICS_FILE, check_name, make_folder, read_json
 from lightning_app.results.identity import Arm
 from lightning_app.results.settings import describe_difference
@@ -30,7 +32,6 @@ from lightning_app.run.configs import (
     find_configs,
     find_datasets,
 )
-from lightning_app.run.messages import explain
 from lightning_app.run.overwrite import is_complete
 from lightning_app.run.quiet import quiet
 
@@ -52,49 +53,10 @@ def build_parser() -> ArgumentParser:
     )
     add = parser.add_argument
     add("-c", "--config", action=ActionConfigFile, help="YAML file with any of these options.")
-    add(
-        "--name",
-        type=str | None,
-        default=None,
-        help="Folder of results in <outputs>; default experiment-<backbone>.",
-    )
+    add("--name", type=str | None, default=None, help="Folder in <outputs>; default experiment-<backbone>.")
     add("--outputs", type=str, default="outputs", help="Folder of all results.")
-    add("--backbone", type=str, default="Qwen/Qwen2-0.5B", help="Hub id, local folder, or all-MiniLM-L6-v2.")
-    add("--datasets", type=list[str], metavar="NAME ...", default=[], help="Names of files in configs/data, or paths.")
-    add(
-        "--arms",
-        type=list[str],
-        metavar="NAME ...",
-        default=[],
-        help="Names of files in configs/arms, or paths; NAME+OVERLAY lays a file in configs/tune over it.",
-    )
-    add("--seeds", type=list[int], metavar="K ...", default=[0], help="Seeds of splits, head and batch order.")
-    add("--quick", action="store_true", help=f"{QUICK_SIZE} samples per split: tests the pipeline, not the arms.")
-    add("--accelerator", type=str | None, default=None, help="Name of a file in configs/accelerator: cpu, gpu, tpu.")
-    add(
-        "--devices",
-        type=PositiveInt,
-        default=1,
-        help="Number of cores, GPUs or TPU chips; each runs one condition at a time.",
-    )
-    add(
-        "--engine", type=Literal["local", "ray"], default="local", help="Run here, or on a Ray cluster (extra cluster)."
-    )
-    add(
-        "--address",
-        type=str | None,
-        default=None,
-        help="Address of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT.",
-    )
-    add("--num_cpus", type=PositiveInt, default=1, help="CPU cores of each condition on a Ray cluster.")
-    add(
-        "--storage",
-        type=str | None,
-        default=None,
-        metavar="URL",
-        help="Folder for the results of a Ray cluster's nodes, s3://bucket/folder or another URL for fsspec, if not "
-        "all nodes see --outputs. Results are copied from there to --outputs.",
-    )
+    _add_grid_options(parser)
+    _add_engine_options(parser)
     add(
         "--set",
         type=list[str],
@@ -107,13 +69,48 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
+def _add_grid_options(parser: ArgumentParser) -> None:
+    """Add what is run."""
+    add = parser.add_argument
+    add("--backbone", type=str, default="Qwen/Qwen2-0.5B", help="Hub id, local folder, or all-MiniLM-L6-v2.")
+    add("--datasets", type=list[str], metavar="NAME ...", default=[], help="Names of files in configs/data, or paths.")
+    add(
+        "--arms",
+        type=list[str],
+        metavar="NAME ...",
+        default=[],
+        help="Names of files in configs/arms, or paths; NAME+OVERLAY lays a file in configs/tune over it.",
+    )
+    add("--seeds", type=list[int], metavar="K ...", default=[0], help="Seeds of splits, head and batch order.")
+    add("--quick", action="store_true", help=f"{QUICK_SIZE} samples per split: tests the pipeline, not the arms.")
+
+
+def _add_engine_options(parser: ArgumentParser) -> None:
+    """Add what it is run on."""
+    add = parser.add_argument
+    add("--accelerator", type=str | None, default=None, help="Name of a file in configs/accelerator: cpu, gpu, tpu.")
+    add(
+        "--devices",
+        type=PositiveInt,
+        default=1,
+        help="Number of cores, GPUs or TPU chips; each runs one condition at a time.",
+    )
+    add("--engine", type=Literal["local", "ray"], default="local", help="Run here, or on a Ray cluster.")
+    add("--address", type=str | None, default=None, help="Of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT.")
+    add("--num_cpus", type=PositiveInt, default=1, help="CPU cores of each condition on a Ray cluster.")
+    add(
+        "--storage",
+        type=str | None,
+        default=None,
+        metavar="URL",
+        help="Folder for the results of a Ray cluster's nodes, s3://bucket/folder or another URL for fsspec, if not "
+        "all nodes see --outputs. Results are copied from there to --outputs.",
+    )
+
+
 def parse_options(argv: list[str]) -> Namespace:
     """Parse the options of the command line, in which the values of a list are separated by spaces."""
-    parser = build_parser()
-    try:
-        options = parser.parse_args(find_configs(_join_lists(argv)))
-    except ArgumentError as error:
-        raise UsageError(explain(str(error), vars(parser.get_defaults().as_flat()))) from error
+    options = parse(build_parser(), find_configs(_join_lists(argv)))
     for key in ("outputs", "backbone"):
         if options[key] is None:
             raise UsageError(f"--{key} is null, but must have a value. Leave it out for its default.")
@@ -174,7 +171,11 @@ def build_conditions(options: Namespace, folder: Path) -> list[Condition]:
     datasets, arms = find_datasets(options.datasets), find_arms(options.arms)
     for arm, assignment in map(_split_assignment, options.set):
         if arm and arm not in arms:
-            choose_arm(arm)
+            choose_arm(arm)  # which refuses a name that no arm has
+            raise UsageError(
+                f"--set {arm}:{assignment} is for an arm that is not run. The arms of this experiment are "
+                f"{', '.join(arms)}. Add it to --arms, or leave it out."
+            )
         if PLACING.match(assignment):
             raise UsageError(
                 f"--set {assignment}: an experiment has --datasets, --arms, --seeds, --outputs and --name for this."
@@ -228,12 +229,14 @@ def check_settings(conditions: list[Condition]) -> None:
     """Refuse to mix results of different settings in one folder.
 
     Raises:
-        UsageError: If a complete condition was made under other settings, or a folder by an earlier version.
+        UsageError: If a complete condition was made under other settings, or a folder by an earlier version. If the
+            settings do not exist or are out of range, it is they that are refused.
     """
     for condition in conditions:
         made = condition.made_under()
         fitted_alone = made["digest"] is None and is_complete("fit", condition.folder)
         if (condition.is_complete or fitted_alone) and made["digest"] != condition.digest():
+            check_options(conditions)
             raise UsageError(
                 f"{condition.folder} is complete, but was made under other settings: {_difference(made, condition)}. "
                 "Give this experiment another --name, or --overwrite what is there."
@@ -246,6 +249,35 @@ def _difference(made: dict[str, Any], condition: Condition) -> str:
     return describe_difference(made["settings"], condition.settings())
 
 
+def check_options(conditions: list[Condition]) -> None:
+    """Read the options of every arm, which needs no model.
+
+    Raises:
+        UsageError: If an option does not exist, has a wrong value or is out of its range.
+    """
+    from lightning_app.run.cli import CheckOptions
+
+    for condition in {condition.arm: condition for condition in reversed(conditions)}.values():
+        with for_arm(condition.arm):
+            CheckOptions(command_line(condition))
+
+
+@contextmanager
+def for_arm(arm: str) -> Iterator[None]:
+    """Names the arm in front of what is wrong with its options.
+
+    Raises:
+        UsageError: If something is.
+    """
+    try:
+        yield
+    except Exception as error:
+        mistake = user_mistake(error)
+        if mistake is None:
+            raise
+        raise UsageError(f"Arm {arm}: {mistake}") from error
+
+
 def check_inputs(conditions: list[Condition]) -> Plan:
     """Build every arm with its Trainer and prepare every dataset, to find mistakes before any training.
 
@@ -256,13 +288,12 @@ def check_inputs(conditions: list[Condition]) -> Plan:
 
     passes: dict[str, float] = {}
     with quiet():
+        check_options(conditions)
         for condition in {condition.arm: condition for condition in reversed(conditions)}.values():
-            try:
+            with for_arm(condition.arm):
                 cli = InfluenceCLI(command_line(condition), run=False)
                 trainer = cli.trainer
                 check_trainer(trainer)
-            except UsageError as error:
-                raise UsageError(f"Arm {condition.arm}: {error}") from error
             passes[condition.arm] = passes_of(cli.model, trainer)
             del cli
             gc.collect()
@@ -339,7 +370,7 @@ def _run_todo(options: Namespace, conditions: list[Condition], todo: list[Condit
 
 
 def _not_run(conditions: list[Condition]) -> str:
-    """A sentence about the arms that a failure leaves without a head to start from."""
+    """Return a sentence about the arms that a failure leaves without a head to start from."""
     return f" Not run, because they start from it: {', '.join(c.arm for c in conditions)}." if conditions else ""
 
 

@@ -75,7 +75,7 @@ def by_priority(todo: Sequence[Condition], costs: Mapping[Condition, int]) -> li
 
 
 def followers(condition: Condition, others: Sequence[Condition]) -> list[Condition]:
-    """Return those of the other conditions that start from the head of a condition, directly or by way of another one."""
+    """Return those of the others that start from a condition's head, directly or by way of another one."""
     direct = [other for other in others if other.begins_from(condition)]
     return direct + [follower for other in direct for follower in followers(other, others)]
 

@@ -6,6 +6,7 @@ from jsonargparse import ArgumentParser
 from matplotlib import rc_context
 
 from lightning_app.errors import UsageError
+from lightning_app.messages import parse
 from lightning_app.report.dashboard import write_dashboard
 from lightning_app.report.figures import MATPLOTLIB_STYLE
 from lightning_app.report.loading import load_results
@@ -60,6 +61,6 @@ def build_parser() -> ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """Write the report of an experiment and print its table."""
-    options = build_parser().parse_args(argv)
+    options = parse(build_parser(), argv)
     print(write_report(Path(options.results) if options.results else latest_experiment(Path(options.outputs))))
     return 0

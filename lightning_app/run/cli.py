@@ -3,7 +3,6 @@
 import inspect
 import json
 import shlex
-from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -18,10 +17,12 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from matplotlib.colors import is_color_like
 from torch import distributed
 
 from datamodules import TextDataModule
 from lightning_app.errors import UsageError, chain_of_causes
+from lightning_app.messages import check_flag, class_of, explain, section_of, shown, unknown_key
 from lightning_app.results.files import check_name, make_folder
 from lightning_app.results.identity import Arm, Identity
 from lightning_app.results.metrics import HEADLINE, METRICS
@@ -32,15 +33,17 @@ from lightning_app.run.configs import (
     backbone_options,
     configs_folder,
     find_configs,
+    options_set,
     read_config,
 )
-from lightning_app.run.messages import class_of, explain, unknown_key
 from lightning_app.run.overwrite import check_overwrite
 from lightning_app.run.precision import StudyTrainer
+from lightning_app.run.ranges import check_ranges
 from lightning_app.run.recorder import Recorder
 from modules import Caches, Classifier, StartError, TensorStore
 from modules.backbone import model_type, resolve_tokenizer
 from modules.checkpoints import CheckedCheckpointIO
+from modules.masking import SET_ELSEWHERE
 
 LINKED = {
     "--data.seed": "--seed_everything",
@@ -49,6 +52,12 @@ LINKED = {
     "--model.num_labels": "the dataset",
 }
 """Options that are set by others."""
+
+BASES: dict[str, type] = {"model": Classifier, "data": TextDataModule}
+"""Sections that are a class, and what it inherits from."""
+
+NOT_ASKED = {*(option.removeprefix("--") for option in LINKED), *(f"model.masking.{name}" for name in SET_ELSEWHERE)}
+"""Options that exist, but that no message proposes."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -72,6 +81,16 @@ class SaveConfig(SaveConfigCallback):
         self.parser.save(config, str(folder / name), skip_none=False, overwrite=True, multifile=False)
 
 
+class WholeKeys(LightningArgumentParser):
+    """A parser that accepts no key that is cut short: that is a typing mistake.
+
+    jsonargparse makes the parsers of nested options by the class of the parser around them, without its arguments.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, allow_abbrev=False)
+
+
 class InfluenceCLI(LightningCLI):
     """LightningCLI with the terms of the study: a run belongs to an experiment, a dataset, an arm and a seed.
 
@@ -91,8 +110,8 @@ class InfluenceCLI(LightningCLI):
 
     def __init__(self, args: ArgsType, run: bool = True, caches: Caches | None = None) -> None:
         self._caches = caches or Caches()
-        # a mistake in one condition must not end an experiment, and a key that is cut short is a typing mistake
-        parser_kwargs = {"exit_on_error": False, "allow_abbrev": False}
+        self._parsers: list[LightningArgumentParser] = []
+        parser_kwargs = {"exit_on_error": False}  # a mistake in one condition must not end an experiment
         commands = dict.fromkeys(self.subcommands(), parser_kwargs) if run else {}
         try:
             super().__init__(
@@ -102,7 +121,7 @@ class InfluenceCLI(LightningCLI):
                 subclass_mode_data=True,
                 trainer_class=StudyTrainer,
                 save_config_callback=SaveConfig,
-                seed_everything_default=0,
+                parser_class=WholeKeys,
                 auto_configure_optimizers=False,
                 trainer_defaults={"callbacks": [Recorder()]},
                 parser_kwargs={"prog": "influence", **parser_kwargs, **commands},
@@ -120,6 +139,16 @@ class InfluenceCLI(LightningCLI):
         """Return the Trainer's commands without `predict`: `influence predict` is a separate command for files."""
         return {name: hidden for name, hidden in LightningCLI.subcommands().items() if name != "predict"}
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Keep the parser: LightningCLI makes one for all commands, and then one for each."""
+        self._parsers.append(super().init_parser(**kwargs))
+        return self._parsers[-1]
+
+    @property
+    def command_parsers(self) -> dict[str, LightningArgumentParser]:
+        """The parser of each command; empty if no command is run."""
+        return dict(zip(self.subcommands(), self._parsers[1:], strict=False))
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse `args` alone; LightningCLI would add the words that the process was started with.
 
@@ -127,34 +156,48 @@ class InfluenceCLI(LightningCLI):
             UsageError: If an option does not exist or has a wrong value, a section is not an object, or the seed or the
                 folder of results has no value.
         """
-        for word in cast(list[str], args):
-            option = word.partition("=")[0].replace(".init_args.", ".")
-            if option in LINKED:
-                raise UsageError(f"{option} cannot be set: it follows from {LINKED[option]}.")
+        words = find_configs(cast(list[str], args))
+        for option in options_set(words):
+            key = ".".join(option.split(".")[:2])  # in a file its value may be an object
+            if key in LINKED:
+                raise UsageError(f"{key} cannot be set: it follows from {LINKED[key]}.")
         try:
-            self.config = parser.parse_args(find_configs(cast(list[str], args)))
+            self.config = parser.parse_args(words)
         except ArgumentError as error:
             raise UsageError(self._explain(parser, str(error))) from error
+        check_flag("overwrite", self._run_config.overwrite, False)
         for section, key in (("trainer", "default_root_dir"), ("data", "class_path"), ("model", "class_path")):
             if key not in (self._run_config.get(section) or Namespace()):
                 raise UsageError(f"{section} is {self._run_config.get(section)}, but must be an object of its options.")
+            if unknown := self._run_config[section].get("dict_kwargs"):
+                raise UsageError(f"There is no option {section}.{next(iter(unknown))}. Leave dict_kwargs out.")
         seed = self._run_config.seed_everything
-        if self._run_config.outputs is None:
-            raise UsageError("outputs is null, but must be a folder. Leave it out for its default.")
-        if type(seed) is not int or not 0 <= seed < 2**32:
+        if not self._run_config.outputs:
+            found = shown(self._run_config.outputs)
+            raise UsageError(f"outputs is {found}, but must be a folder. Leave it out for its default.")
+        if seed is None or not 0 <= seed < 2**32:
             raise UsageError(f"seed_everything is {seed!r}, but must be a whole number from 0 to 2**32 - 1.")
 
     def _explain(self, parser: LightningArgumentParser, message: str) -> str:
         """Return the argument parser's message in one line, with the nearest key that exists."""
-        parsers = [parser, *getattr(self, "_subcommand_parsers", {}).values()]
+        key, section, path = unknown_key(message), section_of(message), class_of(message)
+        if key is None:
+            return explain(message, ())
+        parsers = self.command_parsers.values() or [parser]
         known = {name for each in parsers for name in vars(each.get_defaults().as_flat())}
-        key, path = unknown_key(message), class_of(message)
-        if key and path:
-            known |= {f"{key.partition('.')[0]}.{name}" for name in option_names(import_class(path))}
-        return explain(message, sorted(known))
+        ours = [(section, kind) for section, base in BASES.items() for kind in classes_of(base)]
+        owners = [kind.__name__ for section, kind in ours if key in options_of(section, kind)]
+        if owners and path:
+            return f"{path} has no option {key}, but {', '.join(owners)} {'have' if owners[1:] else 'has'} it."
+        chosen = [(section, import_class(path))] if section and path else ours
+        return explain(message, known.union(*(options_of(section, kind) for section, kind in chosen)) - NOT_ASKED)
 
     def _parse_ckpt_path(self) -> None:
         """Take nothing from a checkpoint: LightningCLI would let a checkpoint choose the class of the model."""
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the seed: a whole number, where LightningCLI's may also be true or false."""
+        parser.add_argument("--seed_everything", type=int, default=0, help="Seed of splits, head and batch order.")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the names of a run, early stopping, and the links between data and model."""
@@ -182,22 +225,41 @@ class InfluenceCLI(LightningCLI):
         """The configuration of the command that is run."""
         return self.config.get(str(self.config.get("subcommand")), self.config)
 
+    def _check_values(self) -> None:
+        """Check what needs neither a model nor data.
+
+        Raises:
+            UsageError: If an option is null that must have a value, or out of its range.
+        """
+        config = self._run_config
+        for section in BASES:
+            check_nulls(section, config[section].init_args, import_class(config[section].class_path))
+        check_nulls("early_stopping", config.early_stopping, EarlyStopping)
+        check_nulls("trainer", config.trainer, Trainer)
+        check_ranges(config)
+        for key in ("experiment", "dataset", "arm.name", "arm.overlay", "arm.control", "arm.starts_from"):
+            if config[key] is not None or key in ("experiment", "arm.name"):
+                check_name(f"--{key}", config[key])
+        if config.arm.color is not None and not is_color_like(config.arm.color):
+            raise UsageError(f"arm.color is {config.arm.color!r}, but must be a color of matplotlib, such as #D55E00.")
+        mask = config.model.init_args.get("masking.mask_path")
+        if mask is not None and not Path(mask).is_file():
+            raise UsageError(f"model.masking.mask_path is {str(mask)!r}, but must be a file with a mask.")
+
     def before_instantiate_classes(self) -> None:
         """Place the run: its identity, folder and logs, and the head that it starts from.
 
         Raises:
-            UsageError: If a name cannot be the name of a folder, the folder is set in another way than by these names,
+            UsageError: If a value is out of its range, the folder is set in another way than by the names of the run,
                 or a checkpoint does not exist.
         """
+        self._check_values()
         config = self._run_config
-        check_nulls("data", config.data)
-        check_nulls("model", config.model)
         dataset, arm = config.dataset, Arm(**config.arm.as_dict())
         dataset = config.data.class_path.rpartition(".")[2].lower() if dataset is None else dataset
-        self.identity = Identity(check_name("--dataset", dataset), arm, config.seed_everything)
-        check_name("--arm.name", arm.label)
+        self.identity = Identity(dataset, arm, config.seed_everything)
         seed = f"seed{config.seed_everything}"
-        experiment = Path(config.outputs) / check_name("--experiment", config.experiment)
+        experiment = Path(config.outputs) / config.experiment
         run = experiment / dataset / arm.label / seed
         if config.trainer.default_root_dir is not None:
             raise UsageError(
@@ -219,10 +281,11 @@ class InfluenceCLI(LightningCLI):
                 config.ckpt_path = config.ckpt_path or str(run / "checkpoints" / "best.ckpt")
             if config.ckpt_path and not Path(config.ckpt_path).exists():
                 raise UsageError(
-                    f"No checkpoint at {config.ckpt_path}. `influence fit` leaves <run>/checkpoints/best.ckpt."
+                    f"ckpt_path is {config.ckpt_path!r}, but there is no such file. `influence fit` leaves "
+                    "<run>/checkpoints/best.ckpt."
                 )
         if self.subcommand == "fit" and arm.starts_from and config.model.init_args.start is None:
-            start = experiment / dataset / check_name("--arm.starts_from", arm.starts_from) / seed / "start.safetensors"
+            start = experiment / dataset / arm.starts_from / seed / "start.safetensors"
             config.model.init_args.start = str(start)
 
     def instantiate_classes(self) -> None:
@@ -253,19 +316,19 @@ class InfluenceCLI(LightningCLI):
         trainer.strategy.checkpoint_io = CheckedCheckpointIO(trainer.strategy.checkpoint_io)
         return trainer
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Run a command; one fit at a time in a run's folder.
+    def fit(self, **kwargs: Any) -> None:
+        """Fits, one at a time in a run's folder; LightningCLI runs this in place of `Trainer.fit`.
 
         Raises:
             UsageError: If another process is fitting there.
         """
-        if subcommand != "fit" or not self.trainer.is_global_zero:
-            return super()._run_subcommand(subcommand)
+        if not self.trainer.is_global_zero:
+            return self.trainer.fit(**kwargs)
         run = Path(self.trainer.default_root_dir)
         make_folder(run)
         try:
             with FileLock(run / ".lock", timeout=0):
-                super()._run_subcommand(subcommand)
+                self.trainer.fit(**kwargs)
         except Timeout:
             raise UsageError(
                 f"Another fit is running in {run}. Wait for it, or give this one an --experiment of its own."
@@ -341,7 +404,9 @@ def _arguments(kind: type) -> dict[str, inspect.Parameter]:
     signatures = [
         inspect.signature(vars(base)["__init__"]) for base in reversed(kind.__mro__) if "__init__" in vars(base)
     ]
-    return {name: item for signature in signatures for name, item in signature.parameters.items()}
+    arguments = {name: item for signature in signatures for name, item in signature.parameters.items()}
+    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return {name: item for name, item in arguments.items() if name != "self" and item.kind not in variadic}
 
 
 def import_class(path: str) -> Any:
@@ -350,28 +415,50 @@ def import_class(path: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def option_names(kind: type) -> Iterator[str]:
-    """Yield the options of a class as they are typed; options of a dataclass follow its name and a dot."""
-    named = {
-        name: item
-        for name, item in _arguments(kind).items()
-        if item.kind not in (item.VAR_KEYWORD, item.VAR_POSITIONAL)
-    }
-    for name, argument in named.items():
-        nested = argument.annotation if is_dataclass(argument.annotation) else None
-        yield from [f"{name}.{field.name}" for field in fields(nested)] if nested else [name]
+def classes_of(base: type) -> list[type]:
+    """Return a class and all that inherit from it."""
+    children: list[type] = base.__subclasses__()
+    return [base, *(kind for child in children for kind in classes_of(child))]
 
 
-def check_nulls(what: str, chosen: Namespace) -> None:
-    """Refuse null where a class does not accept it: the argument parser lets it through.
+def options_of(section: str, kind: type) -> dict[str, Any]:
+    """Return the types of a class's options, as they are typed; those of a dataclass follow its name and a dot."""
+    options = {f"{section}.{name}": argument.annotation for name, argument in _arguments(kind).items()}
+    for name, nested in list(options.items()):
+        if is_dataclass(nested):
+            del options[name]
+            options |= {f"{name}.{field.name}": field.type for field in fields(nested)}
+    return options
+
+
+def check_nulls(section: str, options: Namespace, kind: type) -> None:
+    """Refuses null where a class does not accept it: the argument parser lets it through.
 
     Raises:
         UsageError: If an argument is null that must have a value.
     """
-    for name, argument in _arguments(import_class(chosen.class_path)).items():
-        is_null = name in chosen.init_args and chosen.init_args[name] is None
+    for name, argument in _arguments(kind).items():
+        is_null = name in options and options[name] is None
         if is_null and argument.default is not None and type(None) not in get_args(argument.annotation):
-            raise UsageError(f"{what}.{name} is null, but must have a value. Leave it out for its default.")
+            raise UsageError(f"{section}.{name} is null, but must have a value. Leave it out for its default.")
+
+
+class CheckOptions(InfluenceCLI):
+    """Reads the options of a condition, and builds nothing. `args` do not begin with a command.
+
+    Raises:
+        UsageError: If an option does not exist, has a wrong value or is out of its range.
+    """
+
+    def __init__(self, args: ArgsType) -> None:
+        super().__init__(args, run=False)
+
+    def before_instantiate_classes(self) -> None:
+        """Check the values alone."""
+        self._check_values()
+
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
 
 
 class PrepareData(InfluenceCLI):

@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,13 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from lightning_app.errors import UsageError
+from lightning_app.messages import explain, shown
 from lightning_app.results.files import check_name
 from lightning_app.results.identity import Arm
 from lightning_app.results.settings import merge_settings
-from lightning_app.run.messages import explain
+
+ALSO_CALLED = {"cuda": "gpu", "nvidia": "gpu", "rocm": "gpu", "xla": "tpu"}
+"""What users call the accelerators of the shipped files."""
 
 OPTIONS = {"data": "datasets"}
 """Options of `influence experiment` that have another name than the folder of their files."""
@@ -34,6 +37,10 @@ MOVED_KEYS = {
     r"trainer\.callbacks\+?=.*lightning_app\.checkpoint\.": (f"{OLD_CLASSES}*", "lightning_app.run.checkpoints.*"),
 }
 """Keys of earlier versions, as `key=value` shows them: what they are called in a message, and where they are now."""
+
+
+OBJECTS = ("trainer", "early_stopping", "data.init_args", "model.init_args", "model.init_args.masking")
+"""Keys whose values are objects."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +186,8 @@ def config_file(kind: str, name: str) -> Path:
     for old, new in RENAMED_ENDINGS.items():
         if kind == "arms" and name.removesuffix(old) in names:
             raise UsageError(f"The {what} {name!r} is now called {name.removesuffix(old) + new!r}.")
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    near = [other for called, other in ALSO_CALLED.items() if called == name.lower() and other in names]
+    near = near or difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
     raise UsageError(f"Unknown {what} {name!r}. {hint}There are: {', '.join(names)}, or the path of a .yaml file.")
 
@@ -224,6 +232,23 @@ def check_version(path: Path, config: dict[str, Any]) -> None:
         raise UsageError(f"{path} was written for an earlier version: {'; '.join(moved)}. Change that, or fit again.")
 
 
+def check_sections(path: Path) -> None:
+    """Refuse what the argument parser accepts, or does not survive, in a configuration.
+
+    Raises:
+        UsageError: If a section is not an object, or the file names another one.
+    """
+    config = read_config(path)
+    if "config" in config:
+        raise UsageError(f"config cannot be set in {path}: a file names no other one. Give each by -c.")
+    for keys in OBJECTS:
+        section: Any = config
+        for key in keys.split("."):
+            section = section.get(key, {}) if isinstance(section, dict) else {}
+        if not isinstance(section, dict):
+            raise UsageError(f"{keys} in {path} is {shown(section)}, but must be an object of its options.")
+
+
 def find_configs(words: list[str]) -> list[str]:
     """Return the words of a command line with every configuration found and named.
 
@@ -240,11 +265,25 @@ def find_configs(words: list[str]) -> list[str]:
         option = "--config=" if word.startswith("--config=") else ""
         if option or before in ("-c", "--config"):
             path = _find(word.removeprefix(option))
+            if not Path(path).is_file():
+                raise UsageError(f"There is no file {path}, which --config names.")
+            check_sections(Path(path))
             place = len(found) - (not option)
-            found[place:place] = _names(Path(path)) if Path(path).is_file() else []
+            found[place:place] = _names(Path(path))
             word = option + path
         found.append(word)
     return found
+
+
+def options_set(words: list[str]) -> Iterator[str]:
+    """Return the options that a command line sets by its words and files, as they are typed."""
+    for before, word in zip(["", *words], words, strict=False):
+        if word.startswith("--config=") or before in ("-c", "--config"):
+            config = read_config(Path(word.removeprefix("--config=")))
+            keys = [f"--{key}" for key in merge_settings({"configs": [config], "overrides": []})]
+        else:
+            keys = [word.partition("=")[0]]
+        yield from (key.replace(".init_args.", ".") for key in keys)
 
 
 def _find(name: str) -> str:

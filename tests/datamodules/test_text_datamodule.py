@@ -305,7 +305,10 @@ def test_two_processes_share_each_epoch(make_toy, tokenizer_folder, tmp_path):
         ({"eval_size": 1}, "eval_size is 1"),
         ({"train_on": "dev"}, "train_on is 'dev', but must be 'train' or 'head_init'"),
         ({"early_stop_on": "test"}, "early_stop_on is 'test', but must be 'dev' or 'eval'"),
-        ({"pad_lengths": [32, 64]}, r"pad_lengths is \[32, 64\], but must be lengths up to max_length, 128"),
+        (
+            {"pad_lengths": [32, 64]},
+            r"pad_lengths is \[32, 64\], but must be lengths from 1 that reach max_length",
+        ),
         ({"pad_lengths": []}, "pad_lengths is"),
         ({"calibration_size": 2}, "calibration_size is 2, but must be from 3, one row per class, to train_size, 1000"),
         ({"calibration_size": 1001}, "calibration_size is 1001"),

@@ -214,7 +214,7 @@ torch.save(model.eval()(**batch).logits, "logits.pt")
 
 
 def run_code(card: Path, folder: Path) -> tuple[str, torch.Tensor]:
-    """Run the card's code in a process of its own; return what it prints, and the logits of its last model for its texts.
+    """Run the card's code in a process of its own; return what it prints, and its last model's logits for its texts.
 
     Fails if it prints anything to standard error but progress.
     """
@@ -273,7 +273,7 @@ ENDS = (
 
 
 def assert_same_logits(folder: Path, run: TrainedRun) -> None:
-    """The exported folder, loaded as its card says, gives what `influence predict` gives for texts with pad tokens."""
+    """Check that the exported folder, loaded as its card says, gives what `influence predict` gives for texts with pad tokens."""
     texts = [text.format(pad=run.datamodule.tokenizer.pad_token) for text in ENDS]
     model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config, trust_remote_code=False)

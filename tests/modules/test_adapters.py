@@ -52,7 +52,7 @@ MERGED: dict[str, PeftConfig] = {
 
 
 def save(base: str, folder: Path, config: PeftConfig) -> torch.nn.Module:
-    """Saves an adapter with random values; returns what peft itself makes of it, merged, without the head."""
+    """Save an adapter with random values; return what peft itself makes of it, merged, without the head."""
     torch.manual_seed(1)
     model = CLASSES[config.task_type].from_pretrained(base, dtype=torch.float32)
     adapted = get_peft_model(model, config)
@@ -73,7 +73,7 @@ def lora(tiny_qwen, tmp_path) -> Path:
 
 
 def change(folder: Path, **values: object) -> None:
-    """Changes the adapter's configuration."""
+    """Change the adapter's configuration."""
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 

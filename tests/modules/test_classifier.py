@@ -4,7 +4,7 @@ from transformers import AutoModelForSequenceClassification
 
 from modules import Baseline, FullFineTuning, LoRA
 from modules.backbone import EMBEDDED_NAME, load_backbone, pool, resolve_backbone
-from modules.errors import BackboneError
+from modules.errors import BackboneError, OptionError
 
 
 @pytest.fixture
@@ -137,5 +137,6 @@ def test_a_missing_embedded_backbone_says_which_extra_brings_it(monkeypatch):
 
 @pytest.mark.parametrize("wrong", [{"learning_rate": 0}, {"weight_decay": -1}, {"warmup_ratio": 1.0}])
 def test_options_out_of_range_are_refused_before_a_backbone_is_loaded(wrong):
-    with pytest.raises(ValueError, match=r"must be positive.*found"):
+    (name, value), *_ = wrong.items()
+    with pytest.raises(OptionError, match=rf"model\.{name} is {value}, but must be "):
         FullFineTuning(backbone="nobody/nothing", **wrong)

@@ -40,7 +40,7 @@ GEMMA3 = {"text_config": {**SIZES, "vocab_size": 320}, "vision_config": SIZES | 
 
 
 def qwen2(vocab_size: int = 320, value: float | None = None, **options: object) -> Qwen2Model:
-    """A tiny Qwen2, with one weight of the last layer as given."""
+    """Make a tiny Qwen2, with one weight of the last layer as given."""
     torch.manual_seed(0)
     model = Qwen2Model(Qwen2Config(vocab_size=vocab_size, num_key_value_heads=2, **(SIZES | options)))
     if value is not None:
@@ -57,7 +57,7 @@ def unbounded() -> Qwen2Model:
 
 @pytest.fixture
 def saved(tiny_qwen: str, tmp_path: Path) -> Callable[..., str]:
-    """Saves a model with the tokenizer of the tiny Qwen2; returns the folder."""
+    """Save a model with the tokenizer of the tiny Qwen2; return the folder."""
 
     def save(model: nn.Module) -> str:
         folder = tmp_path / "backbone"
@@ -157,7 +157,7 @@ def test_all_positions_that_a_backbone_has_are_read_and_no_more(kind, saved, fit
 
 
 def words_without(*special: str) -> PreTrainedTokenizerFast:
-    """A tokenizer of words, with these special tokens, each of which is named like its string."""
+    """Make a tokenizer of words, with these special tokens, each of which is named like its string."""
     vocabulary = {"[UNK]": 0, "a": 1, "array": 2, **{f"[{name.upper()}]": 3 + n for n, name in enumerate(special)}}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()

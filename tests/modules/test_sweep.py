@@ -70,7 +70,8 @@ def test_the_unmasked_model_predicts_what_an_evaluation_finds(swept, docstrings,
 
 @pytest.mark.parametrize("wrong", [{"fractions": []}, {"fractions": [0.0]}, {"tails": []}, {"scores": []}])
 def test_nothing_to_sweep_is_refused_before_a_backbone_is_loaded(wrong):
-    with pytest.raises(OptionError, match="needs fractions between 0 and 1"):
+    (name,) = wrong
+    with pytest.raises(OptionError, match=rf"model\.{name} is \[.*\], but must be a list"):
         Sweep(backbone="nobody/nothing", **wrong)
 
 

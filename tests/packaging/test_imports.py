@@ -33,6 +33,7 @@ MAY_IMPORT = {
     # what every wing may use needs no wing
     "lightning_app.errors": set(),
     "lightning_app.signals": set(),
+    "lightning_app.messages": set(),
     # rooms of the library
     "influence_masking.gradients": {"influence_masking.masks", "influence_masking.runtime"},
     "influence_masking.selection": {"influence_masking.masks", "influence_masking.runtime"},
@@ -42,7 +43,7 @@ MAY_IMPORT = {
 }
 """What each part may import of ours, besides itself and `FOR_ALL`; what is not listed may import everything."""
 
-FOR_ALL = {"lightning_app.errors", "lightning_app.signals", "influence_masking.errors"}
+FOR_ALL = {"lightning_app.errors", "lightning_app.messages", "lightning_app.signals", "influence_masking.errors"}
 
 WITHOUT_DECLARATION = {
     "torch_xla": "imported only on an XLA device, so by those who have installed it",

@@ -125,9 +125,9 @@ def test_a_number_out_of_its_range_is_refused(offline, tiny_qwen, data):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"trainer": [1]}, "trainer is [1], but must be an object of its options"),
-        ({"trainer": None}, "trainer is None, but must be an object of its options"),
-        ({"data": None}, "required: fit.data"),
+        ({"trainer": [1]}, "x.yaml is [1], but must be an object of its options"),
+        ({"trainer": None}, "x.yaml is null, but must be an object of its options"),
+        ({"data": None}, "data must be set"),
         ({"outputs": None}, "outputs is null"),
         ({"experiment": None}, "--experiment is None, but must be the name of a folder"),
         ({"seed_everything": None}, "seed_everything is null, but must be "),

@@ -72,20 +72,21 @@ SCORES: dict[str, ScoreFunction] = {
 RANDOM_MATCHED = "random_matched"  # not a function: weights are drawn at random to match the mask of another score
 
 
-def resolve_score(score: str | ScoreFunction, seed: int = 0) -> ScoreFunction:
+def resolve_score(score: str | ScoreFunction, seed: int = 0, option: str = "score") -> ScoreFunction:
     """Return the function for a name in `SCORES`, an import path (`package.module.function`) or a function.
 
     Args:
         score: Name, import path or function.
         seed: Seed that is bound to the function's keyword `seed` if it has one.
+        option: What the score is called in an error message.
 
     Raises:
         MaskingError: If there is no such score.
     """
-    function = SCORES.get(score) or _import_score(score) if isinstance(score, str) else score
+    function = SCORES.get(score) or _import_score(score, option) if isinstance(score, str) else score
     if not callable(function):
         raise MaskingError(
-            f"score={score!r} is not a function, found {type(function).__name__}. Pass a name or a function."
+            f"{option}={score!r} is not a function, found {type(function).__name__}. Pass a name or a function."
         )
     return functools.partial(function, seed=seed) if _takes(function, "seed") else function
 
@@ -100,17 +101,17 @@ def score_name(score: str | ScoreFunction) -> str:
     return score if isinstance(score, str) else f"{score.__module__}.{score.__qualname__}"
 
 
-def _import_score(path: str) -> ScoreFunction:
+def _import_score(path: str, option: str) -> ScoreFunction:
     module_name, _, attribute = path.rpartition(".")
     if not module_name:
         raise MaskingError(
-            f"Unknown score={path!r}. Use one of {[*SCORES, RANDOM_MATCHED]}, or the import path of your own function "
-            "(package.module.function)."
+            f"Unknown {option}={path!r}. Use one of {[*SCORES, RANDOM_MATCHED]}, or the import path of your own "
+            "function (package.module.function)."
         )
     try:
         return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise MaskingError(f"Cannot import score={path!r}: {error}. Check the path.") from error
+        raise MaskingError(f"Cannot import {option}={path!r}: {error}. Check the path.") from error
 
 
 def _takes(function: ScoreFunction, keyword: str) -> bool:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from lightning_app.deploy.export.card import ADAPTER_FOLDER, write_card
 from lightning_app.deploy.export.mean_pooled import MeanPooledForSequenceClassification
 from lightning_app.deploy.export.model import save_adapter, to_transformers
+from lightning_app.messages import parse
 from lightning_app.results.files import MASK_FILE, new_folder
 from lightning_app.run.quiet import quiet
 from lightning_app.run.trained_run import TrainedRun
@@ -79,7 +80,7 @@ def _save_model(run: TrainedRun, folder: Path) -> PreTrainedModel:
 
 def main(argv: list[str]) -> int:
     """Export a run, and say how the folder is loaded."""
-    options = build_parser().parse_args(argv)
+    options = parse(build_parser(), argv)
     out = Path(options.out)
     with quiet():
         run = export(Path(options.ckpt), out, options.overwrite)

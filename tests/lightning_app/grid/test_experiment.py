@@ -114,6 +114,13 @@ def test_the_old_name_of_an_arm_is_refused_with_the_new_one(old, new):
             conditions_of("--datasets", "sst2", *words)
 
 
+def test_a_setting_for_an_arm_that_is_not_run_is_refused():
+    words = ["--datasets", "sst2", "--arms", "lora", "--set", "influence:model.masking.fraction=0.1"]
+    with pytest.raises(UsageError, match=r"for an arm that is not run\. The arms of this .* are baseline, lora\. Add"):
+        conditions_of(*words)
+    assert conditions_of(*words[:3], "lora", "influence", *words[4:])
+
+
 @pytest.mark.parametrize("key", ["seed_everything", "dataset", "arm.name", "outputs"])
 def test_what_the_grid_decides_cannot_be_set(key):
     with pytest.raises(UsageError, match=f"--set {key}=1: an experiment has --datasets"):
@@ -126,6 +133,8 @@ def test_what_the_grid_decides_cannot_be_set(key):
         (("--datasets", "sst"), r"Unknown dataset 'sst'\. Did you mean sst2\? There are: agnews, dbpedia"),
         (("--arms", "influense"), r"Unknown arm 'influense'\. Did you mean influence"),
         (("--accelerator", "gpus"), r"Unknown accelerator 'gpus'\. Did you mean gpu"),
+        (("--accelerator", "cuda"), r"Unknown accelerator 'cuda'\. Did you mean gpu\?"),
+        (("--accelerator", "XLA"), r"Unknown accelerator 'XLA'\. Did you mean tpu\?"),
     ],
 )
 def test_an_unknown_name_lists_near_misses(words, message):
@@ -189,6 +198,13 @@ def test_complete_results_of_other_settings_are_not_mixed_in(tmp_path, write):
     check_settings(grid())
     with pytest.raises(UsageError, match=r"data\.train_size was not set, now it is 200\. .*--name, or --overwrite"):
         check_settings(grid("--set", "data.train_size=200"))
+    for setting, message in (
+        ("data.train_sise=200", r"Arm baseline: There is no option data\.train_sise\. Did you mean data\.train_size\?"),
+        ("data.train_size=many", r"Arm baseline: data\.train_size is 'many', but must be a whole number\."),
+        ("trainer.max_epochs=-2", r"Arm baseline: trainer\.max_epochs is -2, but must be -1 or more"),
+    ):  # what can never run is not compared
+        with pytest.raises(UsageError, match=message):
+            check_settings(grid("--set", setting))
     del record["typed"]
     (made.folder / CONDITION_FILE).write_text(json.dumps(record))
     with pytest.raises(UsageError, match=r"was made by an earlier version.*--name, or --overwrite"):
@@ -237,7 +253,7 @@ def test_a_traceback_that_cannot_be_kept_is_printed_and_costs_nothing(tmp_path, 
     [
         (["--seed", "1"], "There is no option seed. Did you mean seeds?"),
         (["--seeds", "one"], "seeds is 'one', but must be a whole number."),
-        (["--devices", "0"], "devices"),
+        (["--devices", "0"], "devices is '0', but must be a whole number above 0."),
     ],
 )
 def test_a_mistake_in_an_option_is_told_in_one_line(words, message):
