@@ -273,7 +273,7 @@ ENDS = (
 
 
 def assert_same_logits(folder: Path, run: TrainedRun) -> None:
-    """Check that the exported folder, loaded as its card says, gives what `influence predict` gives for texts with pad tokens."""
+    """Check that the exported folder gives what `influence predict` gives for texts with pad tokens."""
     texts = [text.format(pad=run.datamodule.tokenizer.pad_token) for text in ENDS]
     model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config, trust_remote_code=False)

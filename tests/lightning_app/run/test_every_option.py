@@ -147,7 +147,7 @@ def nested(key: str, value: Any) -> Any:
 
 
 def found_in(value: Any) -> str:
-    """Return a pattern of how a message shows a value, or the first thing in it: a wrong item of a list is shown alone."""
+    """Return a pattern of how a message shows a value or, of a list, its first item."""
     inside = f"|{found_in(value[0])}" if isinstance(value, list) and value else ""
     return f"(?:{re.escape(str(value))}|{re.escape(repr(value))}{inside})"
 
