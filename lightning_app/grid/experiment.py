@@ -59,7 +59,8 @@ def build_parser() -> ArgumentParser:
         help="Folder of results in <outputs>; default experiment-<backbone>.",
     )
     add("--outputs", type=str, default="outputs", help="Folder of all results.")
-    add("--backbone", type=str, default="Qwen/Qwen2-0.5B", help="Hub id, local folder, or all-MiniLM-L6-v2.")
+    add("--backbone", type=str, default="Qwen/Qwen2-0.5B", help="Hub id, local folder, GGUF file, or all-MiniLM-L6-v2.")
+    add("--tokenizer", type=str | None, default=None, help="Hub id, folder or GGUF file; default the backbone's own.")
     add("--datasets", type=list[str], metavar="NAME ...", default=[], help="Names of files in configs/data, or paths.")
     add(
         "--arms",
@@ -193,6 +194,7 @@ def _condition(options: Namespace, folder: Path, dataset: GridEntry, choice: Gri
     if options.accelerator:
         configs.append(config_file("accelerator", options.accelerator))
     args = [f"--model.backbone={options.backbone}"]
+    args += [f"--tokenizer={options.tokenizer}"] if options.tokenizer else []
     if options.quick:
         args += [f"--data.{split}_size={QUICK_SIZE}" for split in ("head_init", "train", "dev", "eval")]
     args += [f"--{setting}" for only, setting in map(_split_assignment, options.set) if only in ("", arm.label)]

@@ -80,6 +80,7 @@ class EvaluationRecord(TypedDict):
     versions: dict[Text, Text]
     dataset_fingerprint: Digest
     backbone_fingerprint: Digest
+    backbone_quantization: NotRequired[Text | None]
 
 
 class TypedNames(TypedDict):

@@ -52,7 +52,5 @@ def automatic_precision(accelerator: str | Accelerator) -> Literal["bf16-mixed",
 
 def cpu_multiplies_bf16() -> bool:
     """Whether the processor has instructions for products of bf16 matrices."""
-    capabilities: dict[str, Any] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # newer torch has it
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # newer torch has it
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

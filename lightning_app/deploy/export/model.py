@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from lightning_app.deploy.export.mean_pooled import MeanPooledConfig, MeanPooledForSequenceClassification
 from lightning_app.errors import UsageError
 from modules import Classifier, LoRA
-from modules.backbone import published_name
+from modules.backbone import published_name, resolve_backbone
 
 PROBES = ("A short text.", "A text with more words, so that the first of the two is padded on its right.")
 """What both models read before anything is written."""
@@ -37,9 +37,10 @@ def save_adapter(module: LoRA, folder: Path) -> None:
         for name, tensor in module.head.as_linear().state_dict().items()
     }
     config = cast(LoraConfig, backbone.peft_config["default"])
+    published = published_name(module.backbone_name)
     LoraConfig(
         task_type="SEQ_CLS",
-        base_model_name_or_path=published_name(module.backbone_name),
+        base_model_name_or_path=resolve_backbone(published) if Path(published).is_file() else published,
         target_modules=config.target_modules,
         modules_to_save=[head],
         r=config.r,
