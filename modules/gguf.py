@@ -20,7 +20,7 @@ from transformers import AutoModel, AutoTokenizer, GgufConfig
 
 from modules.errors import BackboneError
 
-PACKAGES = ("gguf", "accelerate")
+NEEDED = ("gguf", "accelerate")
 """What transformers needs to read such a file."""
 
 QUANTIZATION_FILE = "quantization.txt"
@@ -106,7 +106,7 @@ def _checked_digest(path: Path) -> str:
 
 
 def _reader(path: Path) -> Any:
-    lacking = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    lacking = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if lacking:
         raise BackboneError(
             f"The backbone {path} is a GGUF file, but the package {lacking[0]} is not installed. Install "

@@ -21,7 +21,7 @@ TYPES = "Q4_0 60.2 %, Q8_0 35.2 %, F16 3.54 %, F32 0.997 %"
 
 @pytest.fixture(scope="module", autouse=True)
 def home(tmp_path_factory):
-    """A cache of its own."""
+    """Give these tests a cache of their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "HF_HOME", str(tmp_path_factory.mktemp("home")))
         yield
@@ -31,7 +31,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def files(tiny_qwen, tmp_path_factory) -> tuple[Path, Path]:
-    """A GGUF file, and a folder with the weights that it stands for."""
+    """Return a GGUF file, and a folder with the weights that it stands for."""
     file = tmp_path_factory.mktemp("gguf") / "tiny.Q4_0.gguf"
     return file, write_gguf(Path(tiny_qwen), file)
 
@@ -43,7 +43,7 @@ def words(data_cache) -> list[str]:
 
 @pytest.fixture(scope="module")
 def experiments(files, words, tmp_path_factory) -> list[Path]:
-    """The same experiment on the file and on the folder."""
+    """Run the same experiment on the file and on the folder."""
     outputs = tmp_path_factory.mktemp("outputs")
     for name, backbone in zip(("file", "folder"), files, strict=True):
         grid = ["--arms", *ARMS, "--backbone", str(backbone), "--outputs", str(outputs), "--name", name]

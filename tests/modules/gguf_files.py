@@ -52,7 +52,7 @@ def write_gguf(
     more: dict[str, np.ndarray] | None = None,
     architecture: str | None = None,
 ) -> Path:
-    """Writes a model's folder into a file, without the tensors that `keep` refuses, with `more` tensors.
+    """Write a model's folder into a file, without the tensors that `keep` refuses, with `more` tensors.
 
     Returns:
         A folder beside it, `<file>.expected`, with the weights that the file stands for and the model's tokenizer.

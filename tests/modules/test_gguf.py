@@ -26,7 +26,7 @@ IDS = torch.tensor([[3, 7, 40, 9, 2], [5, 6, 30, 31, 2]])
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch) -> Path:
-    """An empty cache for each test."""
+    """Make an empty cache for each test."""
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
     resolve_backbone.cache_clear()
     resolve_tokenizer.cache_clear()
@@ -37,7 +37,7 @@ def home(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def models(tiny_qwen, tmp_path) -> dict[str, Path]:
-    """A tiny Qwen2 and a tiny Llama with the same tokenizer."""
+    """Return a tiny Qwen2 and a tiny Llama with the same tokenizer."""
     llama = tmp_path / "tiny-llama"
     shutil.copytree(tiny_qwen, llama)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -141,7 +141,7 @@ def refusal(file: Path) -> str:
 
 def test_a_missing_extra_is_named(models, file, monkeypatch):
     write_gguf(models["qwen2"], file)
-    monkeypatch.setattr("modules.gguf.PACKAGES", ("no_such_package",))
+    monkeypatch.setattr("modules.gguf.NEEDED", ("no_such_package",))
     message = refusal(file)
     assert "but the package no_such_package is not installed" in message
     assert "'.[gguf]'" in message
