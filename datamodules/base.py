@@ -120,6 +120,7 @@ class TextDataModule(LightningDataModule, ABC):
         self.fingerprint = ""
         self.split_sizes: dict[str, int] = {}
         self._rows: dict[str, TokenizedRows] = {}
+        self.tokenizer_digest = ""
         self._tokens_digest = ""
         self._check_arguments()
 
@@ -298,8 +299,8 @@ class TextDataModule(LightningDataModule, ABC):
 
     def _load_tokens(self, splits: pa.Table) -> pa.Table:
         """Return the table of `input_ids`, one list per row of `splits`."""
-        digest = tokenizer_digest(self.tokenizer)
-        key = {"fingerprint": self.fingerprint, "tokenizer": digest, "max_length": str(self.max_length)}
+        self.tokenizer_digest = tokenizer_digest(self.tokenizer)
+        key = {"fingerprint": self.fingerprint, "tokenizer": self.tokenizer_digest, "max_length": str(self.max_length)}
         key["pad"] = str(self.pad_token_id)
         self._tokens_digest = text_digest(*key.values())
         path = self.cache_dir / "tokens" / f"{self.name}-{self._tokens_digest[:16]}.parquet"

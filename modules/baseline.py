@@ -33,6 +33,7 @@ class Baseline(Classifier):
             num_labels=self.num_labels,
             dataset=trainer.datamodule.name,
             data_fingerprint=trainer.datamodule.fingerprint,
+            tokenizer_digest=trainer.datamodule.tokenizer_digest,
             seed=self.seed,
             train_on=trainer.datamodule.train_on,
             epochs=trainer.current_epoch,

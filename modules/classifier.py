@@ -38,7 +38,7 @@ class Classifier(LightningModule):
     baselines start from a trained head (`start`).
 
     Args:
-        backbone: Hub id, local folder, or `all-MiniLM-L6-v2` (see `resolve_backbone`).
+        backbone: Hub id, local folder, GGUF file, or `all-MiniLM-L6-v2` (see `resolve_backbone`).
         num_labels: Number of classes; the command line takes it from the dataset.
         learning_rate: Peak learning rate of AdamW. None: AdamW's default, 1e-3.
         weight_decay: AdamW's decay of matrices; biases and norms are not decayed.
@@ -292,6 +292,7 @@ class Classifier(LightningModule):
         """Return what a checkpoint and the model that loads it must have in common; arms add their options."""
         datamodule = self._datamodule
         data = {"dataset": datamodule.name, "splits": datamodule.fingerprint} if datamodule else {}
+        data |= {"tokenizer": datamodule.tokenizer_digest} if datamodule else {}
         return {"arm": type(self).__name__, "num_labels": self.num_labels, "seed": self.seed, **data}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -369,4 +370,4 @@ class CheckStart(Callback):
         """
         datamodule: Any = getattr(trainer, "datamodule", None)
         if stage == "fit" and datamodule is not None and isinstance(pl_module, Classifier) and pl_module.start:
-            pl_module.start.check_data(datamodule.fingerprint, pl_module.seed)
+            pl_module.start.check_data(datamodule.fingerprint, datamodule.tokenizer_digest, pl_module.seed)

@@ -41,6 +41,7 @@ class StartReference:
     num_labels: int
     dataset: str
     data_fingerprint: str
+    tokenizer_digest: str
     seed: int
     train_on: str
     epochs: int
@@ -126,9 +127,14 @@ class Start:
                 "made for another model, or the fit that made it had diverged."
             )
 
-    def check_data(self, fingerprint: str, seed: int) -> None:
-        """Raise StartError unless the head was trained on the same splits with the same seed."""
+    def check_data(self, fingerprint: str, tokenizer_digest: str, seed: int) -> None:
+        """Raise StartError unless the head was trained on the same splits and tokens with the same seed."""
         made = self.reference
+        if made.tokenizer_digest != tokenizer_digest:
+            raise StartError(
+                f"The start {self.path} was made with another tokenizer ({made.tokenizer_digest[:12]}, this run has "
+                f"{tokenizer_digest[:12]})."
+            )
         if (made.data_fingerprint, made.seed) != (fingerprint, seed):
             raise StartError(
                 f"The start {self.path} was made on {made.dataset} with seed {made.seed} (splits "

@@ -72,7 +72,8 @@ def build_parser() -> ArgumentParser:
 def _add_grid_options(parser: ArgumentParser) -> None:
     """Add what is run."""
     add = parser.add_argument
-    add("--backbone", type=str, default="Qwen/Qwen2-0.5B", help="Hub id, local folder, or all-MiniLM-L6-v2.")
+    add("--backbone", type=str, default="Qwen/Qwen2-0.5B", help="Hub id, local folder, GGUF file, or all-MiniLM-L6-v2.")
+    add("--tokenizer", type=str | None, default=None, help="Hub id, folder or GGUF file; default the backbone's own.")
     add("--datasets", type=list[str], metavar="NAME ...", default=[], help="Names of files in configs/data, or paths.")
     add(
         "--arms",
@@ -194,6 +195,7 @@ def _condition(options: Namespace, folder: Path, dataset: GridEntry, choice: Gri
     if options.accelerator:
         configs.append(config_file("accelerator", options.accelerator))
     args = [f"--model.backbone={options.backbone}"]
+    args += [f"--tokenizer={options.tokenizer}"] if options.tokenizer else []
     if options.quick:
         args += [f"--data.{split}_size={QUICK_SIZE}" for split in ("head_init", "train", "dev", "eval")]
     args += [f"--{setting}" for only, setting in map(_split_assignment, options.set) if only in ("", arm.label)]

@@ -380,10 +380,13 @@ def protocol_section(study: Study) -> Section:
 
 def _made_with(study: Study) -> Table:
     results = study.results
-    known = [
-        name for name in ("backbone", "backbone_fingerprint", "device", "precision", "early_stop_on") if name in results
+    names = ("backbone", "backbone_fingerprint", "backbone_quantization", "device", "precision", "early_stop_on")
+    values = [
+        (name.replace("_", " "), str(value)[:40])
+        for name in names
+        if name in results
+        for value in results[name].dropna()
     ]
-    values = [(name.replace("_", " "), str(value)[:24]) for name in known for value in results[name]]
     values += [item for versions in results.get("versions", pd.Series()).dropna() for item in versions.items()]
     counted = pd.Series(values).value_counts(sort=False)
     rows = [{"what": what, "value": value, "conditions": number} for (what, value), number in counted.items()]

@@ -81,6 +81,7 @@ class EvaluationRecord(TypedDict):
     dataset_fingerprint: Digest
     backbone_fingerprint: Digest
     chance: NotRequired[dict[Text, Number]]
+    backbone_quantization: NotRequired[Text | None]
 
 
 class TypedNames(TypedDict):

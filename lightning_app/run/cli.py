@@ -48,7 +48,7 @@ from modules.masking import SET_ELSEWHERE
 LINKED = {
     "--data.seed": "--seed_everything",
     "--model.seed": "--seed_everything",
-    "--data.tokenizer": "--model.backbone",
+    "--data.tokenizer": "--model.backbone, or from --tokenizer",
     "--model.num_labels": "the dataset",
 }
 """Options that are set by others."""
@@ -94,8 +94,9 @@ class WholeKeys(LightningArgumentParser):
 class InfluenceCLI(LightningCLI):
     """LightningCLI with the terms of the study: a run belongs to an experiment, a dataset, an arm and a seed.
 
-    The dataset gives `num_labels` to the model, the model's backbone gives its tokenizer to the dataset, and
-    `seed_everything` seeds both. A run's folder is `<outputs>/<experiment>/<dataset>/<arm>/seed<k>`.
+    The dataset gives `num_labels` to the model, the model's backbone gives its tokenizer to the dataset (unless
+    `tokenizer` names another), and `seed_everything` seeds both. A run's folder is
+    `<outputs>/<experiment>/<dataset>/<arm>/seed<k>`.
 
     Args:
         args: The words of the command line after `influence`.
@@ -204,6 +205,12 @@ class InfluenceCLI(LightningCLI):
         parser.add_argument("--outputs", type=str, default="outputs", help="Folder of all results.")
         parser.add_argument("--experiment", type=str, default="single", help="Name of the experiment, a folder.")
         parser.add_argument("--dataset", type=str, default=None, help="Name of the dataset, a folder.")
+        parser.add_argument(
+            "--tokenizer",
+            type=str | None,
+            default=None,
+            help="Hub id, folder or GGUF file of the tokenizer; default the backbone's own.",
+        )
         add_arm_arguments(parser)
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         stopping = {"monitor": f"val/{HEADLINE}", "mode": METRICS[HEADLINE].mode, "patience": 3}
@@ -217,7 +224,11 @@ class InfluenceCLI(LightningCLI):
         )
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("seed_everything", "model.init_args.seed")
-        parser.link_arguments("model.init_args.backbone", "data.init_args.tokenizer", compute_fn=resolve_tokenizer)
+        parser.link_arguments(
+            ("tokenizer", "model.init_args.backbone"),
+            "data.init_args.tokenizer",
+            compute_fn=lambda tokenizer, backbone: resolve_tokenizer(tokenizer or backbone),
+        )
         parser.link_arguments("data.num_labels", "model.init_args.num_labels", apply_on="instantiate")
 
     @property
@@ -297,6 +308,8 @@ class InfluenceCLI(LightningCLI):
                 callback.identity = self.identity
         self.model.caches = self._caches
         self.model.store = TensorStore(self.datamodule.cache_dir / "tensors")
+        if self._run_config.tokenizer:
+            check_vocabulary(self.model, self.datamodule)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer.
@@ -353,6 +366,7 @@ class InfluenceCLI(LightningCLI):
         words += ["--experiment", config.experiment, "--seed_everything", str(config.seed_everything)]
         words += [] if config.outputs == "outputs" else ["--outputs", config.outputs]
         words += ["--model.backbone", config.model.init_args.backbone]
+        words += ["--tokenizer", config.tokenizer] if config.tokenizer else []
         words += [
             f"--data.{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changed.items()
         ]
@@ -379,6 +393,21 @@ def set_backbone_options(model: Namespace) -> None:
     for key, value in fitting.items():
         if key in options and options[key] is None:
             options[key] = value
+
+
+def check_vocabulary(model: Any, datamodule: Any) -> None:
+    """Refuse a tokenizer of which the backbone does not know all tokens.
+
+    Raises:
+        UsageError: If it has more tokens than the backbone has embeddings.
+        DataError: If it cannot be loaded.
+    """
+    tokens, embeddings = len(datamodule.tokenizer), len(model.backbone.get_input_embeddings().weight)
+    if tokens > embeddings:
+        raise UsageError(
+            f"--tokenizer has {tokens:,} tokens, but the backbone {model.backbone_name!r} has {embeddings:,}. "
+            "Give the tokenizer that the backbone was trained with."
+        )
 
 
 def check_tpu(trainer: Trainer) -> None:

@@ -29,6 +29,7 @@ from lightning_app.results.identity import Identity
 from lightning_app.results.metrics import chance_levels, compute_metrics
 from lightning_app.results.records import read_fit
 from modules import Sweep
+from modules.backbone import quantization
 from modules.sweep import SweepResult
 
 PACKAGES = ("torch", "lightning", "transformers", "datasets", "peft", "torchmetrics")
@@ -179,6 +180,7 @@ class Recorder(MetricLogger):
             "versions": {name: version(name) for name in PACKAGES},
             "dataset_fingerprint": datamodule.fingerprint,
             "backbone_fingerprint": pl_module.backbone_fingerprint,
+            "backbone_quantization": quantization(str(pl_module.backbone_name)),
         }
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

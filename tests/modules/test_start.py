@@ -7,7 +7,9 @@ import torch
 from modules import FullFineTuning, StartError
 from modules.start import Start, StartReference
 
-REFERENCE = StartReference("some/backbone", "b" * 64, 3, "sst2", "d" * 64, 4, "head_init", epochs=1, learning_rate=0.01)
+REFERENCE = StartReference(
+    "some/backbone", "b" * 64, 3, "sst2", "d" * 64, "t" * 64, 4, "head_init", epochs=1, learning_rate=0.01
+)
 
 
 def make_start(folder: Path, reference: StartReference = REFERENCE) -> Start:
@@ -47,9 +49,14 @@ def test_a_start_for_another_number_of_classes_is_refused(tmp_path, tiny_qwen):
 @pytest.mark.parametrize(("fingerprint", "seed"), [("x" * 64, 4), ("d" * 64, 5)])
 def test_a_start_from_other_splits_or_another_seed_is_refused(tmp_path, fingerprint, seed):
     start = make_start(tmp_path)
-    start.check_data("d" * 64, 4)
+    start.check_data("d" * 64, "t" * 64, 4)
     with pytest.raises(StartError, match="other rows, sizes or seed"):
-        start.check_data(fingerprint, seed)
+        start.check_data(fingerprint, "t" * 64, seed)
+
+
+def test_a_start_from_another_tokenizer_is_refused(tmp_path):
+    with pytest.raises(StartError, match="was made with another tokenizer"):
+        make_start(tmp_path).check_data("d" * 64, "u" * 64, 4)
 
 
 def test_a_damaged_start_is_refused(tmp_path):

@@ -50,7 +50,7 @@ WITHOUT_DECLARATION = {
     "PIL": "imported only to draw for TensorBoard, which requires it",
 }
 
-USER_EXTRAS = {"tpu", "cluster", "demo", "completion"}
+USER_EXTRAS = {"tpu", "cluster", "demo", "gguf", "completion"}
 """Extras of `pyproject.toml` whose packages the code may import; the others are for tests and for developers."""
 
 

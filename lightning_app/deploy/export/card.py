@@ -11,7 +11,7 @@ from lightning_app.results import markdown
 from lightning_app.results.files import MASK_FILE, METRICS_FILE, read_json, write_text
 from lightning_app.results.metrics import METRICS
 from lightning_app.run.trained_run import TrainedRun
-from modules.backbone import published_name
+from modules.backbone import published_name, quantization
 
 MEASURED = "best.ckpt"
 """The checkpoint that an evaluation measures."""
@@ -65,7 +65,7 @@ def _head(run: TrainedRun) -> str:
     """Return what model hubs read, as YAML."""
     backbone = published_name(run.model.backbone_name)
     head = {"library_name": "transformers", "pipeline_tag": "text-classification"}
-    return yaml.safe_dump(head if Path(backbone).is_dir() else head | {"base_model": backbone}, sort_keys=False).strip()
+    return yaml.safe_dump(head if Path(backbone).exists() else head | {"base_model": backbone}, sort_keys=False).strip()
 
 
 def _condition(run: TrainedRun, metrics: dict[str, Any]) -> pd.DataFrame:
@@ -73,11 +73,13 @@ def _condition(run: TrainedRun, metrics: dict[str, Any]) -> pd.DataFrame:
     sizes = {
         name: "all" if size is None else f"{size:,}" for name, size in (asked | metrics.get("split_sizes", {})).items()
     }
+    quantized = quantization(run.model.backbone_name)
     facts = {
         "dataset": run.identity.dataset,
         "arm": run.identity.arm.label,
         "seed": str(run.model.seed),
         "backbone": run.model.backbone_name,
+        **({"quantization": f"{quantized}; de-quantized to float32"} if quantized else {}),
         "rows": ", ".join(f"{name} {size}" for name, size in sizes.items()),
         "eval split": run.datamodule.eval_split_name,
         "early stopping looked at": run.datamodule.early_stop_on,

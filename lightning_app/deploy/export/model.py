@@ -15,7 +15,7 @@ from datamodules import TextDataModule
 from lightning_app.deploy.export.mean_pooled import MeanPooledConfig, MeanPooledForSequenceClassification
 from lightning_app.errors import UsageError
 from modules import Classifier, LoRA
-from modules.backbone import published_name
+from modules.backbone import published_name, resolve_backbone
 
 PROBES = (
     "A short text.",
@@ -44,9 +44,10 @@ def save_adapter(module: LoRA, folder: Path) -> None:
         for name, tensor in module.head.as_linear().state_dict().items()
     }
     config = cast(LoraConfig, backbone.peft_config["default"])
+    published = published_name(module.backbone_name)
     LoraConfig(
         task_type="SEQ_CLS",
-        base_model_name_or_path=published_name(module.backbone_name),
+        base_model_name_or_path=resolve_backbone(published) if Path(published).is_file() else published,
         target_modules=config.target_modules,
         modules_to_save=[head],
         r=config.r,
