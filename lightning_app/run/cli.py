@@ -4,6 +4,7 @@ import inspect
 import json
 import shlex
 from dataclasses import fields, is_dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -165,7 +166,7 @@ class InfluenceCLI(LightningCLI):
         try:
             self.config = parser.parse_args(words)
         except ArgumentError as error:
-            raise UsageError(self._explain(parser, str(error))) from error
+            raise UsageError(self._explain(str(error))) from error
         check_flag("overwrite", self._run_config.overwrite, False)
         for section, key in (("trainer", "default_root_dir"), ("data", "class_path"), ("model", "class_path")):
             if key not in (self._run_config.get(section) or Namespace()):
@@ -179,19 +180,25 @@ class InfluenceCLI(LightningCLI):
         if seed is None or not 0 <= seed < 2**32:
             raise UsageError(f"seed_everything is {seed!r}, but must be a whole number from 0 to 2**32 - 1.")
 
-    def _explain(self, parser: LightningArgumentParser, message: str) -> str:
+    @cached_property
+    def _parser_keys(self) -> set[str]:
+        """The keys of all commands, without those of a model and of data."""
+        parsers = self.command_parsers.values() or [self.parser]
+        return {name for each in parsers for name in vars(each.get_defaults().as_flat())}
+
+    def _explain(self, message: str) -> str:
         """Return the argument parser's message in one line, with the nearest key that exists."""
         key, section, path = unknown_key(message), section_of(message), class_of(message)
         if key is None:
             return explain(message, ())
-        parsers = self.command_parsers.values() or [parser]
-        known = {name for each in parsers for name in vars(each.get_defaults().as_flat())}
         ours = [(section, kind) for section, base in BASES.items() for kind in classes_of(base)]
         owners = [kind.__name__ for section, kind in ours if key in options_of(section, kind)]
         if owners and path:
             return f"{path} has no option {key}, but {', '.join(owners)} {'have' if owners[1:] else 'has'} it."
         chosen = [(section, import_class(path))] if section and path else ours
-        return explain(message, known.union(*(options_of(section, kind) for section, kind in chosen)) - NOT_ASKED)
+        return explain(
+            message, self._parser_keys.union(*(options_of(section, kind) for section, kind in chosen)) - NOT_ASKED
+        )
 
     def _parse_ckpt_path(self) -> None:
         """Take nothing from a checkpoint: LightningCLI would let a checkpoint choose the class of the model."""
@@ -284,20 +291,29 @@ class InfluenceCLI(LightningCLI):
         if hasattr(logger, "init_args") and "save_dir" in logger.init_args:
             logger.init_args.save_dir = str(run)
         if self.subcommand:
-            check_overwrite(self.subcommand, run, config.overwrite)
-            if config.weights_only is False:
-                raise UsageError("weights_only is false, but nothing in a checkpoint is ever executed. Leave it out.")
-            config.weights_only = True
-            if self.subcommand != "fit":
-                config.ckpt_path = config.ckpt_path or str(run / "checkpoints" / "best.ckpt")
-            if config.ckpt_path and not Path(config.ckpt_path).exists():
-                raise UsageError(
-                    f"ckpt_path is {config.ckpt_path!r}, but there is no such file. `influence fit` leaves "
-                    "<run>/checkpoints/best.ckpt."
-                )
+            self._place_results(self.subcommand, run)
         if self.subcommand == "fit" and arm.starts_from and config.model.init_args.start is None:
             start = experiment / dataset / arm.starts_from / seed / "start.safetensors"
             config.model.init_args.start = str(start)
+
+    def _place_results(self, command: str, run: Path) -> None:
+        """Refuses to replace complete results, and finds the checkpoint that a command reads.
+
+        Raises:
+            UsageError: If results are complete, or there is no checkpoint.
+        """
+        config = self._run_config
+        check_overwrite(command, run, config.overwrite)
+        if config.weights_only is False:
+            raise UsageError("weights_only is false, but nothing in a checkpoint is ever executed. Leave it out.")
+        config.weights_only = True
+        if command != "fit":
+            config.ckpt_path = config.ckpt_path or str(run / "checkpoints" / "best.ckpt")
+        if config.ckpt_path and not Path(config.ckpt_path).exists():
+            raise UsageError(
+                f"ckpt_path is {config.ckpt_path!r}, but there is no such file. `influence fit` leaves "
+                "<run>/checkpoints/best.ckpt."
+            )
 
     def instantiate_classes(self) -> None:
         """Build the model, the data and the Trainer, with the options that fit the backbone's family."""
