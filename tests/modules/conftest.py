@@ -29,7 +29,7 @@ def docstrings(tiny_qwen: str, data_cache: Path) -> Callable[..., Docstrings]:
 
     def make(**options: object) -> Docstrings:
         sizes = {f"{split}_size": 50 for split in ("head_init", "train", "dev", "eval")}
-        return Docstrings(tokenizer=tiny_qwen, cache_dir=data_cache, **{**sizes, **options})
+        return Docstrings(**{"tokenizer": tiny_qwen, "cache_dir": data_cache, **sizes, **options})
 
     return make
 

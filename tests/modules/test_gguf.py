@@ -10,7 +10,7 @@ from gguf_files import write_gguf
 from huggingface_hub import constants
 from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 
-from modules import Baseline
+from modules import Baseline, CheckpointError, LoRA, StartError
 from modules.backbone import (
     load_backbone,
     model_type,
@@ -199,3 +199,18 @@ def test_a_cache_that_cannot_be_written_is_named(models, file, tmp_path):
     write_gguf(models["qwen2"], file)
     (tmp_path / "home").write_text("a file")
     assert "set HF_HOME to another folder" in refusal(file)
+
+
+def test_heads_and_checkpoints_are_refused_with_another_tokenizer(tiny_qwen, docstrings, trainer, tmp_path):
+    fit = trainer(max_epochs=1)
+    fit.fit(Baseline(backbone=tiny_qwen, num_labels=7), docstrings())
+    fit.save_checkpoint(tmp_path / "last.ckpt")
+    other = tmp_path / "other"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_qwen)
+    tokenizer.add_tokens(["return"])
+    tokenizer.save_pretrained(other)
+    data, start = docstrings(tokenizer=str(other)), str(tmp_path / "start.safetensors")
+    with pytest.raises(CheckpointError, match="was made with tokenizer"):
+        trainer().validate(Baseline(tiny_qwen, 7), datamodule=data, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    with pytest.raises(StartError, match="was made with another tokenizer"):
+        trainer().fit(LoRA(backbone=tiny_qwen, num_labels=7, start=start), datamodule=data)
