@@ -17,7 +17,7 @@ def study_words(tiny_qwen: str, data_cache: Path) -> list[str]:
     """`influence experiment` on a tiny Qwen2: all arms, 50 samples a split, 2 epochs, no download."""
     grid = ["--datasets", "docstrings", "--arms", *ARMS, "--backbone", tiny_qwen, "--name", "study", "--quick"]
     sets = [f"data.cache_dir={data_cache}", "trainer.max_epochs=2", "trainer.accelerator=cpu"]
-    return ["experiment", *grid, "--set", *sets]
+    return ["experiment", *grid, "--set", *sets, "trainer.precision=32-true"]
 
 
 @pytest.fixture(scope="session")
@@ -78,6 +78,7 @@ def condition_words(tiny_qwen: str, data_cache: Path) -> Callable[[str, str], li
             *[word for file in (*shared, *choose_arm(arm).files) for word in ("-c", str(file))],
             *[f"--model.backbone={tiny_qwen}", f"--data.cache_dir={data_cache}", *sizes],
             *[f"--experiment={experiment}", "--trainer.max_epochs=2", "--trainer.accelerator=cpu"],
+            "--trainer.precision=32-true",
             "--trainer.enable_progress_bar=false",
         ]
 
