@@ -347,7 +347,7 @@ def run_conditions(
                 started[condition] = perf_counter()
                 line = f"{label}: {'resuming from its last checkpoint' if condition.last_checkpoint else 'running'}"
             elif event.failure:
-                failures[condition] = f"{event.failure}{_not_run(followers(condition, todo))}"
+                failures[condition] = _with_followers(event.failure, followers(condition, todo))
                 line = f"{label}: FAILED, see the reason at the end"
             else:
                 line = f"{label}: {_headline(condition)} in {perf_counter() - started[condition]:.0f} s"
@@ -371,9 +371,10 @@ def _run_todo(options: Namespace, conditions: list[Condition], todo: list[Condit
         return run_conditions(conditions, todo, plan.costs, workers)
 
 
-def _not_run(conditions: list[Condition]) -> str:
-    """Return a sentence about the arms that a failure leaves without a head to start from."""
-    return f" Not run, because they start from it: {', '.join(c.arm for c in conditions)}." if conditions else ""
+def _with_followers(failure: str, left_out: list[Condition]) -> str:
+    """Return the reason of a failure, and the arms that it leaves without a head to start from."""
+    names = ", ".join(condition.arm for condition in left_out)
+    return f"{failure.rstrip('.')}. Not run, because they start from it: {names}." if left_out else failure
 
 
 def _headline(condition: Condition) -> str:

@@ -186,7 +186,7 @@ def test_what_a_condition_without_memory_held_is_free_for_the_next(monkeypatch, 
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr("lightning_app.grid.condition.run_condition", without_memory)
-    options = experiment.parse_options(["--outputs", str(tmp_path), "--datasets", "sst2", "--arms", "baseline", "lora"])
+    options = experiment.parse_options(["--outputs", str(tmp_path), "--datasets", "sst2", "yelp", "--arms", "baseline"])
     conditions = experiment.build_conditions(options, tmp_path / "study")
     assert len(experiment.run_conditions(conditions, conditions, {}, InProcess())) == 2
     assert free == [True]
