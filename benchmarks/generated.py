@@ -59,6 +59,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }
 WORDS = 2_000
+WORD_TOKENIZER = "words"  # a folder of its own: beside a Qwen2's config.json, AutoTokenizer takes its own kind for it
 SPARE = 1.5  # rows to draw from, for each that is drawn
 
 
@@ -78,7 +79,7 @@ class GeneratedText(TextDataModule):
         self.name = like
         self.label_names = [str(number) for number in range(CLASSES[like])]
         self.eval_rows = eval_rows or EVAL_ROWS[like]
-        super().__init__(tokenizer, **kwargs)
+        super().__init__(str(Path(tokenizer) / WORD_TOKENIZER), **kwargs)
 
     def load_source(self) -> tuple[pa.Table, pa.Table]:
         """Return tables that are the same on every machine."""
@@ -100,7 +101,8 @@ def make_model(folder: Path, size: str, layers: int | None = None) -> str:
     vocabulary = {word: number for number, word in enumerate(["<unk>", "<eos>", *(f"w{n}" for n in range(WORDS))])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<eos>").save_pretrained(folder)
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<eos>")
+    fast.save_pretrained(folder / WORD_TOKENIZER)
     config = SIZES[size] | ({"num_hidden_layers": layers} if layers else {})
     torch.manual_seed(0)
     Qwen2Model(Qwen2Config(**config, pad_token_id=1)).to(torch.bfloat16).save_pretrained(folder)

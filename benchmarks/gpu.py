@@ -207,6 +207,7 @@ def measure(folder: str, scratch: Path, like: str, options: argparse.Namespace) 
         module = kind(backbone=folder, num_labels=data.num_labels, learning_rate=1e-5, compile=options.compile)
         reset_memory()
         if work == "gradient":
+            module.head.weight.data.normal_(std=0.02)  # below a new head, which is zero, every gradient is zero
             times = [gradient_seconds(module, data, scratch) for _ in range(2)]
             trained = data._calibration
         else:

@@ -5,6 +5,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from generated import WORD_TOKENIZER
 from peft import LoraConfig, TaskType, get_peft_model
 from torch.utils.data import Dataset
 from transformers import (
@@ -87,7 +88,7 @@ def tokens_a_second(
                     disable_tqdm=True,
                 ),
                 train_dataset=Rows(train),
-                data_collator=DataCollatorWithPadding(AutoTokenizer.from_pretrained(folder)),
+                data_collator=DataCollatorWithPadding(AutoTokenizer.from_pretrained(f"{folder}/{WORD_TOKENIZER}")),
                 callbacks=[clock],
             )
             trainer.remove_callback(PrinterCallback)

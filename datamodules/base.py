@@ -27,7 +27,7 @@ from datamodules.errors import DataError
 from datamodules.files import text_of
 from datamodules.labels import check_label_names
 from datamodules.splits import PROTOCOL, SPLITS, Splits, SplitSizes, draw_splits
-from datamodules.tokenizers import load_tokenizer, tokenize, tokenizer_digest
+from datamodules.tokenizers import load_tokenizer, tokenize, tokenize_dataset, tokenizer_digest
 
 TrainOn = Literal["train", "head_init"]
 EarlyStopOn = Literal["dev", "eval"]
@@ -305,7 +305,7 @@ class TextDataModule(LightningDataModule, ABC):
         self._tokens_digest = text_digest(*key.values())
         path = self.cache_dir / "tokens" / f"{self.name}-{self._tokens_digest[:16]}.parquet"
         texts = splits.column("text")
-        return cached_table(path, key, lambda: tokenize(self.tokenizer, texts.to_pylist(), self.max_length))
+        return cached_table(path, key, lambda: tokenize_dataset(self.tokenizer, texts.to_pylist(), self.max_length))
 
     def _permuted(self, labels: Tensor) -> Tensor:
         """Return the labels, permuted by the seed alone."""

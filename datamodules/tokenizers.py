@@ -60,3 +60,19 @@ def _without_padding(ids: list[int], pad_token_id: int) -> list[int]:
     while end and ids[end - 1] == pad_token_id:
         end -= 1
     return ids[:end] or [pad_token_id]
+
+
+def tokenize_dataset(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> pa.Table:
+    """Return the tokens of a dataset, as `tokenize` does.
+
+    Raises:
+        DataError: If most texts have none: the tokenizer does not know their words.
+    """
+    table = tokenize(tokenizer, texts, max_length)
+    empty = [n for n, ids in enumerate(table.column("input_ids").to_pylist()) if ids == [tokenizer.pad_token_id]]
+    if 2 * len(empty) > len(texts):
+        raise DataError(
+            f"The tokenizer ({type(tokenizer).__name__}) makes no tokens of {len(empty):,} of {len(texts):,} texts, "
+            f"for example {texts[empty[0]][:80]!r}. Check that it loads as it was saved, or give another one: --tokenizer"
+        )
+    return table

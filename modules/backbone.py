@@ -61,7 +61,6 @@ def resolve_backbone(name: str) -> str:
     return str(folder)
 
 
-@lru_cache
 def resolve_tokenizer(name: str) -> str:
     """Turn the name of a backbone or a tokenizer into what `AutoTokenizer.from_pretrained` takes.
 

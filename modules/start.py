@@ -65,7 +65,9 @@ class Start:
         """
         path = Path(path)
         if not path.exists():
-            raise StartError(f"No head checkpoint at {path}: other arms begin from the head that `baseline` trains.")
+            raise StartError(
+                f"model.start: no head checkpoint at {path}. Other arms begin from the head that `baseline` trains."
+            )
         kind = kind_of_file(path)
         if kind not in (KIND_START, KIND_UNKNOWN):
             raise StartError(

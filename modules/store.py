@@ -89,14 +89,16 @@ class TensorStore:
 
 def _read(path: Path, key: str) -> Content | None:
     """Return the content of a file that was made for the key and is intact, and note its use."""
+    if not path.exists():
+        return None
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
         path.touch()
-    except FileNotFoundError:
-        return None
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch raises the last for a file that it cannot open
+        if not path.exists():
+            return None  # another process has just removed it
         rank_zero_warn(f"{path} is damaged ({error}), so what it held is computed again.")
         return None
     if metadata.get("key") != key or metadata.get("digest") != _digest(tensors):

@@ -6,38 +6,28 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import Accelerator, CUDAAccelerator, MPSAccelerator, XLAAccelerator
 
-Precision = Literal[
-    "auto",
-    "32-true",
-    "bf16-mixed",
-    "bf16-true",
-    "16-mixed",
-    "16-true",
-    "64-true",
-    "transformer-engine",
-    "transformer-engine-float16",
-    "64",
-    "32",
-    "16",
-    "bf16",
-    64,
-    32,
-    16,
-]
+Precision = (
+    Literal[64, 32, 16]
+    | Literal["transformer-engine", "transformer-engine-float16", "16-true", "16-mixed", "bf16-true", "bf16-mixed"]
+    | Literal["auto", "32-true", "64-true", "64", "32", "16", "bf16"]
+)
 
 
 class StudyTrainer(Trainer):
     """A Trainer that can choose its precision.
 
     Args:
+        accelerator: As of the Trainer.
         precision: As of the Trainer, or `auto`: `bf16-mixed` on a CPU that has instructions for it (AVX-512 or AMX) and
             on a GPU that supports it, otherwise `32-true`. The results record which it is.
         **kwargs: As of the Trainer.
     """
 
-    def __init__(self, *, precision: Precision | None = None, **kwargs: Any) -> None:
-        chosen = automatic_precision(kwargs.get("accelerator", "auto")) if precision == "auto" else precision
-        super().__init__(precision=chosen, **kwargs)
+    def __init__(
+        self, *, accelerator: str | Accelerator = "auto", precision: Precision | None = None, **kwargs: Any
+    ) -> None:
+        chosen = automatic_precision(accelerator) if precision == "auto" else precision
+        super().__init__(accelerator=accelerator, precision=chosen, **kwargs)
 
 
 def automatic_precision(accelerator: str | Accelerator) -> Literal["bf16-mixed", "32-true"]:

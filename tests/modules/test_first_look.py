@@ -206,8 +206,8 @@ def state_of(module: nn.Module) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("kind", [Baseline, Influence, LoRA, FullFineTuning])
-def test_a_look_leaves_everything_as_it_was(kind, saved, docstrings, trainer, monkeypatch):
-    module = kind(backbone=saved(qwen2(attention_dropout=0.5)), num_labels=7)
+def test_a_look_leaves_everything_as_it_was(kind, saved, docstrings, trainer, monkeypatch, with_head):
+    module = with_head(kind(backbone=saved(qwen2(attention_dropout=0.5)), num_labels=7))
     looked, look = [], first_look.look
 
     def watched(*args: object) -> None:
@@ -225,25 +225,25 @@ def test_a_look_leaves_everything_as_it_was(kind, saved, docstrings, trainer, mo
 
 
 @pytest.mark.parametrize("kind", [Baseline, Influence, LoRA, FullFineTuning])
-def test_results_are_those_without_a_look_to_the_bit(kind, saved, docstrings, trainer, monkeypatch):
+def test_results_are_those_without_a_look_to_the_bit(kind, saved, docstrings, trainer, monkeypatch, with_head):
     folder, weights = saved(qwen2(attention_dropout=0.5)), []
     for look in (first_look.look, lambda trainer, module: None):
         monkeypatch.setattr(first_look, "look", look)
         torch.manual_seed(0)
-        module = kind(backbone=folder, num_labels=7)
+        module = with_head(kind(backbone=folder, num_labels=7))
         trainer(max_epochs=2).fit(module, datamodule=docstrings())
         weights.append(module.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
 
 
-def test_what_was_looked_at_already_is_not_read_again(tiny_qwen, docstrings, trainer, monkeypatch):
+def test_what_was_looked_at_already_is_not_read_again(tiny_qwen, docstrings, trainer, monkeypatch, with_head):
     read, caches = [], Caches()
     monkeypatch.setattr(
         first_look, "_read", lambda *args: read.append((tuple(args[2]["input_ids"].shape), len(args[3])))
     )
 
     def fit(kind: type, **options: object) -> None:
-        module = kind(backbone=tiny_qwen, num_labels=7)
+        module = with_head(kind(backbone=tiny_qwen, num_labels=7))
         module.caches = caches
         trainer(max_epochs=1, **options).fit(module, datamodule=docstrings(max_length=64))
 

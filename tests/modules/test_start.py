@@ -29,7 +29,7 @@ def test_a_start_is_read_back_as_it_was_saved_and_is_small(tmp_path):
 
 
 def test_a_missing_start_is_told_by_its_path(tmp_path):
-    with pytest.raises(StartError, match=r"No head checkpoint at .*nowhere"):
+    with pytest.raises(StartError, match=r"no head checkpoint at .*nowhere"):
         Start.load(tmp_path / "nowhere.safetensors")
 
 

@@ -19,6 +19,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.plugins.io import CheckpointIO, wrapper
 from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
+from transformers.integrations.peft import PeftAdapterMixin
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"lightning_app": ROOT, "modules": ROOT, "datamodules": ROOT, "influence_masking": ROOT / "callbacks"}
@@ -40,6 +41,7 @@ PRIVATE = {
     ("_dynamo", "backbone"): "torch.compiler.config has no recompile_limit in torch 2.9, which TPUs need",
     ("_WrappingCheckpointIO", "checkpoints"): "strategies for XLA accept no other wrapper",
     ("_step_supports_amp_scaling", "classifier"): "nothing else lets a fused AdamW clip in bf16-mixed",
+    ("_hf_peft_config_loaded", "backbone"): "nothing else tells that transformers has added an adapter to a model",
     ("_trainer", "classifier"): "`trainer` raises without a Trainer, and an export has none",
     ("_data_source", "gradients.loaders"): "nothing else has a dataloader that was passed to `Trainer.fit`",
     ("_on_before_batch_transfer", "trainer_data"): "it picks the hook of the datamodule or of the module",
@@ -145,6 +147,10 @@ def test_the_fit_loop_has_its_source_of_data():
 
 def test_a_module_has_no_trainer_before_it_has_one():
     assert LightningModule()._trainer is None
+
+
+def test_transformers_notes_that_it_has_added_an_adapter():
+    assert "self._hf_peft_config_loaded = True" in inspect.getsource(PeftAdapterMixin)
 
 
 def test_a_parser_lists_its_actions():

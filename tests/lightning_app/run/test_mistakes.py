@@ -106,7 +106,10 @@ def test_other_mistakes_are_told_in_one_line(words, message):
         ("model: 3", "model is '3', but must be the path of a "),
         ("model: {class_path: 3}", "model is \"{'class_path': 3}\", but must be the path of a "),
         ("model: {init_args: {seed: 3}}", "--model.seed cannot be set: it follows from --seed_everything."),
-        ("data: {init_args: {tokenizer: {a: 1}}}", "--data.tokenizer cannot be set: it follows from --model.backbone."),
+        (
+            "data: {init_args: {tokenizer: {a: 1}}}",
+            "--data.tokenizer cannot be set: it follows from --model.backbone, or",
+        ),
         ("model: {init_args: {masking: 3}}", "model.init_args.masking in "),
         ("trainer: 3", "mine.yaml is 3, but must be an object of its options."),
         ("early_stopping: null", "mine.yaml is null, but must be an object of its options."),
