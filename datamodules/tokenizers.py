@@ -73,6 +73,6 @@ def tokenize_dataset(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], m
     if 2 * len(empty) > len(texts):
         raise DataError(
             f"The tokenizer ({type(tokenizer).__name__}) makes no tokens of {len(empty):,} of {len(texts):,} texts, "
-            f"for example {texts[empty[0]][:80]!r}. Check that it loads as it was saved, or give another one: --tokenizer"
+            f"for example {texts[empty[0]][:80]!r}. Check that it loads as it was saved, or give another: --tokenizer"
         )
     return table
