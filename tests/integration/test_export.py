@@ -131,8 +131,8 @@ def test_an_exported_model_gives_the_logits_and_predictions_of_its_run(arm, expo
     assert type(model).__name__ == "Qwen2ForSequenceClassification"
     written = torch.tensor(predictions_of(run.folder)["logits"])
     found = logits(model, run)
-    torch.testing.assert_close(found, logits(run.model, run), rtol=0, atol=1e-5)
-    torch.testing.assert_close(found, written, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, logits(run.model, run), rtol=0, atol=1e-4)
+    torch.testing.assert_close(found, written, rtol=0, atol=1e-4)
     assert torch.equal(found.argmax(1), written.argmax(1))
     if arm != "lora":  # nothing is merged and the same attention runs: only the head's product has another shape
         torch.testing.assert_close(logits(model, run, hide_mask=True), logits(run.model, run), rtol=0, atol=2e-7)
@@ -167,7 +167,7 @@ def test_the_adapter_alone_gives_the_logits_of_its_run(exported):
     folder, run = exported("lora")
     pad = {"num_labels": 7, "pad_token_id": run.datamodule.pad_token_id}  # as the card says
     model = AutoPeftModelForSequenceClassification.from_pretrained(folder / "adapter", **pad).eval()
-    torch.testing.assert_close(logits(model, run), logits(run.model, run), rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits(model, run), logits(run.model, run), rtol=0, atol=1e-4)
     weights = load_file(folder / "adapter" / "adapter_model.safetensors")
     assert sum(weight.numel() for weight in weights.values()) == metrics_of(run.folder)["trainable_parameters"]
 
@@ -191,7 +191,7 @@ def test_a_mean_pooled_encoder_is_loaded_by_the_file_that_its_folder_carries(arm
         AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", trust_remote_code=False)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
     found, expected = logits(model, run), logits(run.model, run)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     assert torch.equal(found.argmax(1), torch.tensor(predictions_of(run.folder)["logits"]).argmax(1))
     assert list(model.config.id2label.values()) == OWN_LABELS
     if arm == "baseline":
@@ -200,7 +200,7 @@ def test_a_mean_pooled_encoder_is_loaded_by_the_file_that_its_folder_carries(arm
     model_class = get_class_from_dynamic_module("mean_pooled.MeanPooledForSequenceClassification", tmp_path / "out")
     base = model_class.from_pretrained(tiny_bert, config=model.config)
     adapted = PeftModel.from_pretrained(base, tmp_path / "out" / "adapter").eval()
-    torch.testing.assert_close(logits(adapted, run), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits(adapted, run), expected, rtol=0, atol=1e-4)
 
 
 def test_the_tokenizer_of_a_mean_pooled_encoder_needs_no_code(mean_pooled, tmp_path):
@@ -233,7 +233,7 @@ def test_the_code_of_the_card_gives_the_logits_of_the_run_and_prints_no_warning(
     folder, run = exported(arm)
     output, found = run_code(folder / "README.md", tmp_path)
     assert eval(output)[0] in run.datamodule.label_names
-    torch.testing.assert_close(found, predict(run, CARD_TEXTS, "cpu"), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, predict(run, CARD_TEXTS, "cpu"), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("arm", ["baseline", "lora"])
@@ -241,7 +241,7 @@ def test_the_code_of_the_card_of_a_mean_pooled_encoder_does_the_same(arm, mean_p
     export(checkpoint_of(mean_pooled, "own", arm), tmp_path / "out")
     _, found = run_code(tmp_path / "out" / "README.md", tmp_path)
     run = TrainedRun(checkpoint_of(mean_pooled, "own", arm))
-    torch.testing.assert_close(found, predict(run, CARD_TEXTS, "cpu"), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, predict(run, CARD_TEXTS, "cpu"), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("arm", ["baseline", "influence", "lora", "own/baseline", "own/lora"])
@@ -281,9 +281,9 @@ def assert_same_logits(folder: Path, run: TrainedRun) -> None:
     with torch.inference_mode():
         batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         alone = [tokenizer(text, truncation=True, return_tensors="pt") for text in texts]
-        torch.testing.assert_close(model(**batch).logits, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model(**batch).logits, expected, rtol=0, atol=1e-4)
         for number, text in enumerate(alone):
-            torch.testing.assert_close(model(**text).logits[0], expected[number], rtol=0, atol=1e-5)
+            torch.testing.assert_close(model(**text).logits[0], expected[number], rtol=0, atol=1e-4)
     assert not torch.allclose(expected[0], expected[4], atol=1e-5)
 
 

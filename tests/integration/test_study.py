@@ -134,9 +134,10 @@ def test_a_control_by_itself_gives_the_numbers_that_it_has_after_others(
 def test_masking_arms_of_an_experiment_take_one_gradient(controls):
     records = [
         json.loads((controls / "docstrings" / arm / "seed0" / "metrics.json").read_text())
-        for arm in ("influence_highest", "influence_highest+head", "random_matched")
+        for arm in ("influence", "influence_highest", "influence_highest+head", "random_matched")
     ]
-    assert [record["gradient_shared"] for record in records] == [False, True, True]
+    # the first was run by an earlier process, which left the gradient on disk
+    assert all(record["gradient_shared"] for record in records[1:])
     assert len({record["seconds"]["gradient"] for record in records}) == 1
 
 
