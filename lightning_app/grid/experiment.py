@@ -266,16 +266,18 @@ def check_options(conditions: list[Condition]) -> None:
 
 @contextmanager
 def for_arm(arm: str) -> Iterator[None]:
-    """Names the arm in front of what is wrong with its options.
+    """Name the arm in front of what is wrong with its options; a backbone is the same for all arms.
 
     Raises:
         UsageError: If something is.
     """
+    from modules import BackboneError
+
     try:
         yield
     except Exception as error:
         mistake = user_mistake(error)
-        if mistake is None:
+        if mistake is None or isinstance(mistake, BackboneError):
             raise
         raise UsageError(f"Arm {arm}: {mistake}") from error
 

@@ -26,7 +26,6 @@ def home(tmp_path_factory):
         patch.setattr(constants, "HF_HOME", str(tmp_path_factory.mktemp("home")))
         yield
     resolve_backbone.cache_clear()
-    resolve_tokenizer.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -173,7 +173,7 @@ def arm(kind: type[Classifier], model: PreTrainedModel, **options: Any) -> Any:
     """Return an arm on a model that is in memory."""
     with patch("modules.classifier.load_backbone", lambda name: model):
         made = kind(backbone=model.config.model_type, num_labels=3, **options)
-    made.head.weight.data.normal_(generator=torch.Generator().manual_seed(0))  # a new head gives logits of zero
+    made.head.weight.data.normal_(std=0.1, generator=torch.Generator().manual_seed(0))  # a new head gives zeros
     return made
 
 
