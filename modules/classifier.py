@@ -140,7 +140,7 @@ class Classifier(LightningModule):
 
     def _classify(self, vectors: Tensor) -> Tensor:
         """Return the head's logits in float32; its products are not rounded to bf16 by autocast: they cost nothing."""
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(vectors.device.type, enabled=False):
             return self.head(vectors.to(self.head.weight.dtype)).float()
 
     def _logits(self, batch: Batch, features: Features | None) -> Tensor:

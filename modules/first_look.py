@@ -54,11 +54,12 @@ def look(trainer: Trainer, pl_module: LightningModule) -> None:
     full, short = datamodule.example_batches()
     _check_tokens(module, full["input_ids"].shape[1], max(int(batch["input_ids"].max()) for batch in (full, short)))
     trained = {name: each for name, each in module.named_parameters() if each.requires_grad and each.numel() <= SMALL}
-    state = (module.backbone_fingerprint, module.pooling, trainer.precision, str(module.device))
+    device = module.head.weight.device  # in `setup`, `module.device` names the one that weights will be moved to
+    state = (module.backbone_fingerprint, module.pooling, trainer.precision, str(device))
     for batch, wanted in ((full, {}), (short, trained)):
         key = (*state, tuple(batch["input_ids"].shape), tuple(wanted))
         if key not in module.caches.looks:
-            _read(trainer, module, {name: values.to(module.device) for name, values in batch.items()}, wanted)
+            _read(trainer, module, {name: values.to(device) for name, values in batch.items()}, wanted)
             module.caches.looks.add(key)
 
 

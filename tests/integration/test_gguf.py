@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lightning_app.__main__ import main
 from lightning_app.run.trained_run import TrainedRun
-from modules.backbone import resolve_backbone, resolve_tokenizer
+from modules.backbone import resolve_backbone
 
 ARMS = ("baseline", "influence", "lora")
 TYPES = "Q4_0 60.2 %, Q8_0 35.2 %, F16 3.54 %, F32 0.997 %"
