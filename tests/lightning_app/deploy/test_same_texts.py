@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import datamodules.base
+import datamodules.tokenizers
 from datamodules import HubTextDataModule
 from lightning_app.deploy.predict import find_texts
 from lightning_app.deploy.tables import read_user_table
@@ -54,11 +54,14 @@ def test_training_and_predict_tokenize_the_same_texts(tiny_qwen, folder, cells, 
     files = {"train": str(folder / f"train{ending}"), "test": str(test)}
     tokenized = []
     with pytest.MonkeyPatch.context() as patch:
-        tokenize = datamodules.base.tokenize
-        patch.setattr(
-            "datamodules.base.tokenize",
-            lambda model, texts, size: tokenized.append(list(texts)) or tokenize(model, texts, size),
-        )
+        tokenize = datamodules.tokenizers.tokenize
+
+        def watched(model, texts, size):
+            tokenized.append(list(texts))
+            return tokenize(model, texts, size)
+
+        for module in ("base", "tokenizers"):  # those of predict, and those of the splits
+            patch.setattr(f"datamodules.{module}.tokenize", watched)
         patch.setattr("datamodules.base.cached_table", lambda path, key, build: build())
         sizes = {"head_init_size": 2, "train_size": 2, "dev_size": 2, "text_columns": columns, "cache_dir": folder}
         file_format = {".jsonl": "json"}.get(ending, ending[1:])
