@@ -66,7 +66,7 @@ def print_table(precision: str, rows: pd.DataFrame) -> pd.Series:
 
 
 def print_totals(totals: dict[str, pd.Series]) -> None:
-    """Print our seconds beside the peer's in the same precision and in fp32."""
+    """Print our seconds, and the peer's in the same precision and in fp32."""
     print("\n| precision | seconds: ours | theirs | ours / theirs | ours / theirs in fp32 |\n|---|---|---|---|---|")
     for precision, total in totals.items():
         mine, plain = total["ours"], totals.get("fp32", {}).get("theirs")

@@ -123,7 +123,7 @@ def _reader(path: Path) -> Any:
 
 
 def _write_weights(path: Path, reader: Any, folder: Path) -> None:
-    """De-quantize into an empty folder, in which transformers finds no file that it would prefer to the GGUF file."""
+    """De-quantize into an empty folder: transformers would prefer other files to the GGUF file."""
     location = {"pretrained_model_name_or_path": str(folder), "gguf_file": str(path.resolve())}
     try:
         backbone, loading_info = AutoModel.from_pretrained(

@@ -19,6 +19,9 @@ from torch import Tensor, nn
 Content = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors by name, and what is known about them, as JSON values."""
 
+VERSION = 1
+"""Raise it when our code computes features or gradients in another way, so that earlier results are not taken."""
+
 LIMIT = 4 << 30
 """Bytes that a folder may hold: two gradients of Qwen2-0.5B, or the features of four hundred conditions."""
 
@@ -121,6 +124,6 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def software() -> str:
-    """Return what decides the last bits of a result beside its inputs: versions, instructions, number of threads."""
+    """Return what a result depends on apart from its inputs: our code, versions, instructions, number of threads."""
     cpu = (platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
-    return f"{torch.__version__}/{transformers.__version__}/{cpu}"
+    return f"{VERSION}/{torch.__version__}/{transformers.__version__}/{cpu}"

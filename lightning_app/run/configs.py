@@ -61,7 +61,7 @@ class GridEntry:
 
 
 def configs_folder() -> Path:
-    """Return the folder of shipped configurations: beside the packages in a checkout, inside this one in a wheel."""
+    """Return the folder of shipped configurations: in a checkout next to the packages, in a wheel inside this one."""
     package = Path(__file__).parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
@@ -266,7 +266,7 @@ def find_configs(words: list[str]) -> list[str]:
         if option or before in ("-c", "--config"):
             path = _find(word.removeprefix(option))
             if not Path(path).is_file():
-                raise UsageError(f"There is no file {path}, which --config names.")
+                raise UsageError(f"--config is {str(path)!r}, but there is no such file.")
             check_sections(Path(path))
             place = len(found) - (not option)
             found[place:place] = _names(Path(path))

@@ -48,8 +48,11 @@ def test_a_damaged_file_is_made_again(damage, tmp_path, recwarn):
 
 
 def test_the_results_that_were_not_used_for_longest_are_removed(tmp_path):
-    store = TensorStore(tmp_path, limit=3 * 4200)
     one = {"a": torch.zeros(1000)}, {}
+    get(TensorStore(tmp_path / "measured"), "longest", one)
+    (measured,) = (tmp_path / "measured").iterdir()
+    tmp_path = tmp_path / "store"
+    store = TensorStore(tmp_path, limit=3 * measured.stat().st_size)
     for age, key in enumerate(("third", "second", "first")):
         get(store, key, one)
         (newest,) = (path for path in tmp_path.iterdir() if time.time() - path.stat().st_mtime < 50)

@@ -10,7 +10,7 @@ TOKEN = "hf_secretOfTheUserThatNobodyMaySee"
 
 
 def assert_untold(folder: Path, *printed: str) -> None:
-    """Assert that the token is in nothing that was printed and in no file."""
+    """Assert that neither the output nor any file contains the token."""
     assert not [text for text in printed if TOKEN in text]
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert [path for path in files if TOKEN.encode() in path.read_bytes()] == []

@@ -88,7 +88,7 @@ def test_a_value_of_a_wrong_kind_is_told_with_the_key_and_what_is_possible(key):
         (["--overwrite=maybe"], "overwrite is 'maybe', but takes no value."),
         (["--data=datamodules.HubTextDataModule"], "data.path, data.name, data.label_names must be set: there is no"),
         (["--seed_everything=true"], "seed_everything is 'True', but must be a whole number."),
-        (["-c", "gone.yaml"], "There is no file gone.yaml, which --config names."),
+        (["-c", "gone.yaml"], "--config is 'gone.yaml', but there is no such file."),
     ],
 )
 def test_other_mistakes_are_told_in_one_line(words, message):
