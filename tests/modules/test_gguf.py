@@ -29,10 +29,8 @@ def home(tmp_path, monkeypatch) -> Path:
     """Make an empty cache for each test."""
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
     resolve_backbone.cache_clear()
-    resolve_tokenizer.cache_clear()
     yield tmp_path / "home"
     resolve_backbone.cache_clear()
-    resolve_tokenizer.cache_clear()
 
 
 @pytest.fixture
