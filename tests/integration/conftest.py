@@ -1,5 +1,6 @@
 """Runs of the real command line: one small study, made once, that tests look at or repeat."""
 
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,9 @@ import pytest
 from integration_helpers import ARMS, ROOT, SHARED, ForkServer, environment, run_influence, serving
 
 from lightning_app.run.configs import choose_arm
+
+# a shell starts commands in the background with it ignored, and runs would inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

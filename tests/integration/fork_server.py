@@ -50,7 +50,6 @@ def _run(words: list[str], cwd: str, out: str, err: str, faults: list[dict[str, 
     """Do what `python -m lightning_app` does, in a folder, and end the process."""
     os.chdir(cwd)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started the tests with it ignored
     sys.modules["__main__"] = import_module("lightning_app.__main__")  # processes that it starts would import this file
     sys.argv[1:] = words
     for path, stream in ((out, sys.stdout), (err, sys.stderr)):
