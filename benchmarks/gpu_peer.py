@@ -38,6 +38,19 @@ class Rows(Dataset):
         return {"input_ids": self.rows.tokens[row].tolist(), "labels": int(self.rows.labels[row])}
 
 
+class StepClock(TrainerCallback):
+    """Takes the seconds of each training step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.started = now()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.seconds.append(now() - self.started)
+
+
 class Clock(TrainerCallback):
     """Takes the seconds of each epoch."""
 
@@ -98,6 +111,49 @@ def tokens_a_second(
                 found["evaluation"] = sum(evaluation.lengths) / min(_seconds(trainer, evaluation) for _ in range(2))
         del trainer, model
     return found
+
+
+def epoch_seconds(folder: str, tokenizer: str, train: Any, num_labels: int, order: str, warm_up: int = 3) -> float:
+    """Return the seconds of an epoch of full fine-tuning in bf16, without what its first steps take longer.
+
+    Args:
+        folder: The model.
+        tokenizer: Folder of its tokenizer, which pads.
+        train: As `Rows` takes them.
+        num_labels: Number of classes.
+        order: `train_sampling_strategy` of `TrainingArguments`.
+        warm_up: Number of steps that are counted as long as the others are.
+    """
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=num_labels, dtype=torch.float32)
+    padding = AutoTokenizer.from_pretrained(f"{tokenizer}/{WORD_TOKENIZER}")
+    model.config.pad_token_id = padding.pad_token_id
+    clock = StepClock()
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = Trainer(
+            model,
+            TrainingArguments(
+                scratch,
+                num_train_epochs=1,
+                per_device_train_batch_size=16,
+                train_sampling_strategy=order,
+                learning_rate=1e-5,
+                weight_decay=0.01,
+                max_grad_norm=1.0,
+                bf16=True,
+                use_cpu=not torch.cuda.is_available(),
+                save_strategy="no",
+                logging_strategy="no",
+                report_to=[],
+                disable_tqdm=True,
+            ),
+            train_dataset=Rows(train),
+            data_collator=DataCollatorWithPadding(padding),
+            callbacks=[clock],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    counted = clock.seconds[warm_up:]
+    return sum(counted) / len(counted) * len(clock.seconds)
 
 
 def _seconds(trainer: Trainer, rows: Any) -> float:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.batching import IGNORED_LABEL, SHORTEST, BatchSampler, ResumableDataLoader, TokenizedRows
+from datamodules.batching import IGNORED_LABEL, BatchSampler, Budget, ResumableDataLoader, TokenizedRows
 from datamodules.cache import cached_table, table_digest, text_digest
 from datamodules.errors import DataError
 from datamodules.files import text_of
@@ -33,8 +33,8 @@ TrainOn = Literal["train", "head_init"]
 EarlyStopOn = Literal["dev", "eval"]
 Batches = DataLoader[dict[str, Tensor]]
 
-CALIBRATION_BATCH_SIZE = 32
-"""Most rows in a calibration batch. Fixed, so that a mask's gradient does not depend on the training batch size."""
+CALIBRATION_TOKENS = 2048
+"""Most tokens in a calibration batch. Fixed, so that a mask's gradient does not depend on the training batch size."""
 
 
 class TextDataModule(LightningDataModule, ABC):
@@ -48,9 +48,8 @@ class TextDataModule(LightningDataModule, ABC):
     Args:
         tokenizer: Hub id or folder of the tokenizer.
         batch_size: Rows per training batch and device.
-        eval_batch_size: Rows per batch of dev or eval.
-        eval_tokens: Tokens per batch of dev or eval, padding included, instead of `eval_batch_size` rows, to keep a
-            GPU busy. None: use `eval_batch_size`. Metrics are equal except for rounding.
+        eval_batch_size: Most rows per batch of dev or eval; None is no limit but `eval_tokens`.
+        eval_tokens: Most tokens per batch of dev or eval, padding included. Metrics are equal except for rounding.
         max_length: Texts are cut to this many tokens.
         head_init_size: Rows that train the head of the baseline.
         train_size: Rows that train the arms and from which masks are made.
@@ -62,8 +61,9 @@ class TextDataModule(LightningDataModule, ABC):
             their labels.
         train_on: The split that `train_dataloader` draws from.
         early_stop_on: The split that is validated during a fit.
-        pad_lengths: Lengths to pad batches to; None pads to the longest row. With them every batch has its full number
-            of rows (missing ones have `row` -1 and `labels` -100), because a TPU compiles one program per shape.
+        pad_lengths: Lengths to pad batches to; None pads to the longest row. With them all batches of one length have
+            the same number of rows (missing ones have `row` -1 and `labels` -100), because a TPU compiles one program
+            per shape.
         seed: Seed of the splits and of the training order.
         cache_dir: Folder for splits and tokens; None for `outputs/cache`.
         num_workers: Worker processes that make batches.
@@ -86,8 +86,8 @@ class TextDataModule(LightningDataModule, ABC):
         self,
         tokenizer: str,
         batch_size: int = 16,
-        eval_batch_size: int = 64,
-        eval_tokens: int | None = None,
+        eval_batch_size: int | None = None,
+        eval_tokens: int = 4096,
         max_length: int = 128,
         head_init_size: int = 500,
         train_size: int = 1000,
@@ -178,8 +178,8 @@ class TextDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> Batches:
         """Return shuffled batches of `train_on`, grouped by length; this rank's share in a distributed run."""
         rows = self._rows[self.train_on]
-        fill = bool(self.pad_lengths)
-        sampler = BatchSampler(rows.widths, self.batch_size, shuffle=True, seed=self.seed, fill=fill, **self._ranks())
+        budget = Budget(self.eval_tokens, self.batch_size, fill=bool(self.pad_lengths))
+        sampler = BatchSampler(rows.widths, budget, shuffle=True, seed=self.seed, **self._ranks())
         return ResumableDataLoader(rows, batch_size=None, sampler=sampler, **self._loading())
 
     def val_dataloader(self) -> Batches:
@@ -201,15 +201,15 @@ class TextDataModule(LightningDataModule, ABC):
         tokens = tokenize(self.tokenizer, texts, self.max_length).column("input_ids")
         places = torch.arange(len(texts))
         rows = self._tokenized(tokens, torch.full_like(places, IGNORED_LABEL), places)
-        return self._ordered(rows, self.eval_batch_size, fill=bool(self.pad_lengths))
+        return self._ordered(rows, self._eval_budget)
 
     def calibration_dataloader(self) -> Batches:
-        """Return `calibration_size` rows of `train` once, in batches of at most 32 rows of similar length.
+        """Return `calibration_size` rows of `train` once, in batches of at most 2,048 tokens of similar length.
 
         Every rank gets all of them. The batches depend on these rows alone, not on the batch size, the workers or
         `train_on`.
         """
-        return self._ordered(self._calibration, CALIBRATION_BATCH_SIZE)
+        return self._ordered(self._calibration, Budget(CALIBRATION_TOKENS))
 
     def example_batches(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return two batches that try what any batch may hold, to find early what a model cannot read.
@@ -241,14 +241,16 @@ class TextDataModule(LightningDataModule, ABC):
             split: The split.
             shared: In a distributed run, return only this rank's share of the rows.
         """
-        options = {"tokens": self.eval_tokens, "fill": bool(self.pad_lengths)}
-        ranks = self._ranks() if shared else {}
-        return self._ordered(self._rows[split], self.eval_batch_size, **options, **ranks)
+        return self._ordered(self._rows[split], self._eval_budget, **(self._ranks() if shared else {}))
 
-    def _ordered(self, rows: TokenizedRows, batch_size: int, **options: Any) -> Batches:
-        """Batch rows of similar length, unless batches are to be full: a GPU takes as long for a small one."""
-        shortest = 0.0 if self.pad_lengths or options.get("tokens") else SHORTEST
-        sampler = BatchSampler(rows.widths, batch_size, shuffle=False, shortest=shortest, **options)
+    @property
+    def _eval_budget(self) -> Budget:
+        """What a batch may hold where nothing is trained."""
+        return Budget(self.eval_tokens, self.eval_batch_size, fill=bool(self.pad_lengths))
+
+    def _ordered(self, rows: TokenizedRows, budget: Budget, **ranks: int) -> Batches:
+        """Batch rows of similar length."""
+        sampler = BatchSampler(rows.widths, budget, shuffle=False, **ranks)
         return DataLoader(rows, batch_size=None, sampler=sampler, **self._loading())
 
     def _loading(self) -> dict[str, Any]:
@@ -327,8 +329,10 @@ class TextDataModule(LightningDataModule, ABC):
         _require(bool(self.text_columns), "text_columns", self.text_columns, "at least one column")
         plain = re.fullmatch(r"\w[\w .-]{0,99}", self.name) is not None  # part of the names of cache files
         _require(plain, "name", self.name, "up to 100 letters, digits, spaces, dots, hyphens and underscores")
-        for name in ("batch_size", "eval_batch_size", "max_length"):
+        for name in ("batch_size", "eval_tokens", "max_length"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        rows = self.eval_batch_size
+        _require(rows is None or rows >= 1, "eval_batch_size", rows, "at least 1, or None")
         for split, size in asdict(self.sizes).items():
             enough = size is None or size >= self.num_labels
             _require(enough, f"{split}_size", size, f"at least {self.num_labels}, one row per class")
@@ -340,9 +344,6 @@ class TextDataModule(LightningDataModule, ABC):
         _require(self.num_workers >= 0, "num_workers", self.num_workers, "0 or more")
         _require(self.train_on in get_args(TrainOn), "train_on", self.train_on, "'train' or 'head_init'")
         _require(self.early_stop_on in get_args(EarlyStopOn), "early_stop_on", self.early_stop_on, "'dev' or 'eval'")
-        budget = self.eval_tokens
-        fits = budget is None or (budget >= self.max_length and not self.pad_lengths)
-        _require(fits, "eval_tokens", budget, f"at least max_length, {self.max_length}, and None with pad_lengths")
         lengths = self.pad_lengths
         reaches = lengths is None or (bool(lengths) and min(lengths) >= 1 and max(lengths) >= self.max_length)
         _require(reaches, "pad_lengths", lengths, f"lengths from 1 that reach max_length, {self.max_length}")

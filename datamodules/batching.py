@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,9 @@ WINDOW = 16
 SHORTEST = 0.9
 """Lower bound of the shortest row's length in a sorted batch, relative to the longest: bounds the padding."""
 
+SMALL = 0.25
+"""Share of its tokens below which a batch takes shorter rows nevertheless: small products are slow on every device."""
+
 NO_ROW = -1
 """Fills a batch that has too few rows: one padding token, a label that losses ignore, no source row."""
 
@@ -23,20 +27,40 @@ IGNORED_LABEL = -100
 """The label that `torch.nn.functional.cross_entropy` ignores."""
 
 
-def sorted_batches(
-    lengths: Sequence[int], batch_size: int, shortest: float = SHORTEST, tokens: int | None = None
-) -> list[list[int]]:
-    """Cut the rows, longest first, into batches of at most `batch_size` rows of similar length.
+@dataclass(frozen=True)
+class Budget:
+    """What a batch of rows in the order of their lengths may hold; always at least one row.
 
-    Longest first, so that a batch too large for the memory fails at once. A batch's shortest row has at least
-    `shortest` times the length of its longest; with 0 all batches but the last have `batch_size` rows. With `tokens`,
-    a batch has as many rows as fit into this many tokens, padding included, but at least one.
+    Attributes:
+        tokens: Tokens at most, padding included.
+        rows: Rows at most; None is no limit.
+        fill: Whether batches that have fewer rows than fit are filled with `NO_ROW`, so that all batches of one width
+            have one shape. Rows of all lengths then share a batch.
+    """
+
+    tokens: int
+    rows: int | None = None
+    fill: bool = False
+
+    def rows_of(self, width: int) -> int:
+        """Return how many rows of this width fit."""
+        fit = max(1, self.tokens // max(width, 1))
+        return fit if self.rows is None else min(fit, self.rows)
+
+    def is_over(self, rows: int, longest: int, length: int) -> bool:
+        """Whether a batch of this many rows, padded to `longest`, is not to take a row of `length`."""
+        too_short = length < SHORTEST * longest and rows * longest >= SMALL * self.tokens
+        return rows == self.rows_of(longest) or (too_short and not self.fill)
+
+
+def sorted_batches(lengths: Sequence[int], budget: Budget) -> list[list[int]]:
+    """Cut the rows, longest first, into batches of similar length.
+
+    Longest first, so that a batch too large for the memory fails at once.
     """
     batches: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-        longest = lengths[batches[-1][0]] if batches else 0
-        most = max(1, tokens // max(longest, 1)) if tokens else batch_size
-        if not batches or len(batches[-1]) == most or lengths[row] < shortest * longest:
+        if not batches or budget.is_over(len(batches[-1]), lengths[batches[-1][0]], lengths[row]):
             batches.append([])
         batches[-1].append(row)
     return batches
@@ -70,42 +94,32 @@ class BatchSampler(DistributedSampler[list[int]]):
 
     Args:
         lengths: Tokens per row, including the padding to fixed lengths.
-        batch_size: Rows per batch.
+        budget: What a batch may hold. Shuffled batches have `budget.rows` rows, whatever their tokens.
         shuffle: Group by length in a new order each epoch; otherwise sort by length. When shuffled, all ranks get the
             same number of batches (the first few are used twice if needed); otherwise every batch is used once.
         seed: Seed of the shuffle.
         num_replicas: Number of ranks that share the rows.
         rank: This rank.
-        shortest: As for `sorted_batches`.
-        tokens: As for `sorted_batches`.
-        fill: Fill batches that are too short with `NO_ROW`, up to `batch_size`.
     """
 
     def __init__(
         self,
         lengths: Sequence[int],
-        batch_size: int,
+        budget: Budget,
         shuffle: bool,
         seed: int = 0,
         num_replicas: int = 1,
         rank: int = 0,
-        shortest: float = SHORTEST,
-        tokens: int | None = None,
-        fill: bool = False,
     ) -> None:
         super().__init__(cast(Any, lengths), num_replicas, rank, shuffle, seed)
-        self.shortest = shortest
-        self.tokens = tokens
-        self.fill = fill
         self.lengths = lengths
-        self.batch_size = batch_size
+        self.budget = budget
         self.resume_at = (-1, 0)
         self.batches = self._deal()
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield this rank's batches of the epoch, without those used before a resume."""
-        batches = self.batches[self.used :]
-        return (batch + [NO_ROW] * (self.batch_size - len(batch)) * self.fill for batch in batches)
+        return map(self._filled, self.batches[self.used :])
 
     def __len__(self) -> int:
         """Return the number of batches per epoch on this rank."""
@@ -126,11 +140,17 @@ class BatchSampler(DistributedSampler[list[int]]):
     def _deal(self) -> list[list[int]]:
         """Return every `num_replicas`-th batch, starting at `rank`."""
         if not self.shuffle:
-            batches = sorted_batches(self.lengths, self.batch_size, self.shortest, self.tokens)
-            return batches[self.rank :: self.num_replicas]
-        batches = grouped_batches(self.lengths, self.batch_size, self.seed, self.epoch)
+            return sorted_batches(self.lengths, self.budget)[self.rank :: self.num_replicas]
+        batches = grouped_batches(self.lengths, cast(int, self.budget.rows), self.seed, self.epoch)
         total = len(batches) + -len(batches) % self.num_replicas
         return [batches[index % len(batches)] for index in range(self.rank, total, self.num_replicas)]
+
+    def _filled(self, batch: list[int]) -> list[int]:
+        """Return a batch, filled up to the rows that batches of its width have."""
+        if not self.budget.fill:
+            return batch
+        rows = self.budget.rows if self.shuffle else self.budget.rows_of(max(self.lengths[row] for row in batch))
+        return batch + [NO_ROW] * (cast(int, rows) - len(batch))
 
 
 class ResumableDataLoader(DataLoader[dict[str, Tensor]]):

@@ -20,7 +20,7 @@ ELSEWHERE = {
     "report": "",
 }
 SMALLER = {
-    "experiment": "data.batch_size, data.eval_batch_size or data.max_length, or for a mask's gradient "
+    "experiment": "data.batch_size, data.eval_tokens or data.max_length, or for a mask's gradient "
     "model.masking.micro_batch_size: --set [ARM:]KEY=VALUE",
     "predict": "--batch_size.",
     "export": "the memory that other programs take.",
@@ -61,7 +61,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _memory_advice(error: Exception, command: str) -> UsageError:
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    options = "--data.batch_size, --data.eval_batch_size, --data.max_length or --model.masking.micro_batch_size."
+    options = "--data.batch_size, --data.eval_tokens, --data.max_length or --model.masking.micro_batch_size."
     return UsageError(f"Out of memory ({reason}). Lower {SMALLER.get(command, options)}")
 
 

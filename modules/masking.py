@@ -74,7 +74,8 @@ class SharedGradientMasking(InfluenceMasking):
 
         def make() -> TimedGradient:
             self.gradient_shared, start = False, perf_counter()
-            return take(module, candidates, calibration), perf_counter() - start
+            with classifier.arithmetic.unchanged():
+                return take(module, candidates, calibration), perf_counter() - start
 
         key = gradient_key(classifier, candidates, calibration)
         is_stored = classifier.store is not None and calibration.processes.count == 1

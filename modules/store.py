@@ -19,7 +19,7 @@ from torch import Tensor, nn
 Content = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors by name, and what is known about them, as JSON values."""
 
-VERSION = 1
+VERSION = 2
 """Raise it when our code computes features or gradients in another way, so that earlier results are not taken."""
 
 LIMIT = 4 << 30

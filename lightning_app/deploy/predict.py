@@ -43,7 +43,12 @@ def build_parser() -> ArgumentParser:
         metavar="NAME",
         help="Columns with the text, several are joined; default those of the run's dataset.",
     )
-    add("--batch_size", type=PositiveInt | None, default=None, help="Rows at a time; default as the run's evaluation.")
+    add(
+        "--batch_size",
+        type=PositiveInt | None,
+        default=None,
+        help="Most rows at a time; default as the run's evaluation.",
+    )
     add("--accelerator", type=Accelerator, default="auto", help="What computes.")
     add("--overwrite", action="store_true", help="Replace the output if it is there.")
     return parser

@@ -27,6 +27,7 @@ from lightning_app.messages import check_flag, class_of, explain, section_of, sh
 from lightning_app.results.files import check_name, make_folder
 from lightning_app.results.identity import Arm, Identity
 from lightning_app.results.metrics import HEADLINE, METRICS
+from lightning_app.run.allocator import keep_freed_memory
 from lightning_app.run.checkpoints import AtomicCheckpointIO
 from lightning_app.run.configs import (
     add_arm_arguments,
@@ -111,6 +112,7 @@ class InfluenceCLI(LightningCLI):
     identity: Identity
 
     def __init__(self, args: ArgsType, run: bool = True, caches: Caches | None = None) -> None:
+        keep_freed_memory()
         self._caches = caches or Caches()
         self._parsers: list[LightningArgumentParser] = []
         parser_kwargs = {"exit_on_error": False}  # a mistake in one condition must not end an experiment

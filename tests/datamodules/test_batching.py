@@ -1,4 +1,6 @@
+import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from datamodules.batching import BatchSampler, TokenizedRows, grouped_batches, sorted_batches
+from datamodules.batching import SMALL, BatchSampler, Budget, TokenizedRows, grouped_batches, sorted_batches
 
 LENGTHS = st.lists(st.integers(1, 128), min_size=1, max_size=300)
 BATCH_SIZES = st.integers(1, 40)
@@ -26,27 +28,35 @@ def test_an_epoch_has_every_row_once_in_batches_of_one_size_but_the_last_cut(len
     assert max(map(len, batches)) <= batch_size
 
 
-@given(LENGTHS, BATCH_SIZES)
-def test_sorted_batches_have_every_row_once_longest_first_and_of_about_one_length(lengths, batch_size):
-    batches = sorted_batches(lengths, batch_size)
+BUDGETS = st.builds(Budget, st.integers(1, 3000), st.none() | BATCH_SIZES, st.booleans())
+
+
+@given(LENGTHS, BUDGETS)
+def test_sorted_batches_have_every_row_once_longest_first_within_the_budget(lengths, budget):
+    batches = sorted_batches(lengths, budget)
     rows = [row for batch in batches for row in batch]
     assert sorted(rows) == list(range(len(lengths)))
     assert [lengths[row] for row in rows] == sorted(lengths, reverse=True)
-    assert all(len(batch) <= batch_size and lengths[batch[-1]] >= 0.9 * lengths[batch[0]] for batch in batches)
+    for batch in batches:
+        tokens = len(batch) * lengths[batch[0]]
+        assert tokens <= budget.tokens or len(batch) == 1
+        assert budget.rows is None or len(batch) <= budget.rows
+        before_the_last = tokens - lengths[batch[0]]
+        assert budget.fill or lengths[batch[-1]] >= 0.9 * lengths[batch[0]] or before_the_last < SMALL * budget.tokens
 
 
-@given(LENGTHS, st.integers(128, 2000))
-def test_batches_by_tokens_have_every_row_once_and_are_full(lengths, tokens):
-    batches = sorted_batches(lengths, 1, shortest=0, tokens=tokens)
-    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
-    widths = [max(lengths[row] for row in batch) for batch in batches]
-    assert all(len(batch) == tokens // width for batch, width in zip(batches[:-1], widths, strict=False))
-    assert len(batches[-1]) <= tokens // widths[-1]
+@given(LENGTHS, BUDGETS)
+def test_a_batch_ends_only_where_a_row_does_not_fit_or_is_too_short(lengths, budget):
+    batches = sorted_batches(lengths, budget)
+    for batch, following in itertools.pairwise(batches):
+        longest = lengths[batch[0]]
+        is_full = (len(batch) + 1) * longest > budget.tokens or len(batch) == budget.rows
+        assert is_full or (lengths[following[0]] < 0.9 * longest and not budget.fill)
 
 
 def test_the_order_of_an_epoch_is_a_pure_function_of_seed_and_epoch():
     lengths = [1 + row * 37 % 60 for row in range(1000)]
-    sampler = BatchSampler(lengths, 16, shuffle=True, seed=3)
+    sampler = BatchSampler(lengths, Budget(1, 16), shuffle=True, seed=3)
     orders = []
     for epoch in (0, 1, 2, 1):
         sampler.set_epoch(epoch)
@@ -67,7 +77,7 @@ def test_at_most_15_percent_of_a_training_epoch_is_padding(batch_size):
 
 @given(LENGTHS, BATCH_SIZES, st.integers(1, 5), st.integers(0, 2))
 def test_ranks_share_the_training_batches_in_equal_numbers(lengths, batch_size, ranks, epoch):
-    samplers = [BatchSampler(lengths, batch_size, True, 0, ranks, rank) for rank in range(ranks)]
+    samplers = [BatchSampler(lengths, Budget(1, batch_size), True, 0, ranks, rank) for rank in range(ranks)]
     for sampler in samplers:
         sampler.set_epoch(epoch)
     dealt = [list(sampler) for sampler in samplers]
@@ -75,14 +85,25 @@ def test_ranks_share_the_training_batches_in_equal_numbers(lengths, batch_size, 
     assert {row for batches in dealt for batch in batches for row in batch} == set(range(len(lengths)))
 
 
-@given(LENGTHS, BATCH_SIZES, st.integers(1, 5))
-def test_ranks_see_every_evaluation_row_exactly_once(lengths, batch_size, ranks):
-    dealt = [list(BatchSampler(lengths, batch_size, False, 0, ranks, rank)) for rank in range(ranks)]
-    assert sorted(row for batches in dealt for batch in batches for row in batch) == list(range(len(lengths)))
+@given(LENGTHS, BUDGETS, st.integers(1, 5))
+def test_ranks_see_every_evaluation_row_exactly_once(lengths, budget, ranks):
+    dealt = [list(BatchSampler(lengths, budget, False, 0, ranks, rank)) for rank in range(ranks)]
+    rows = [row for batches in dealt for batch in batches for row in batch if row >= 0]
+    assert sorted(rows) == list(range(len(lengths)))
+
+
+@given(LENGTHS, BUDGETS, st.booleans())
+def test_filled_batches_of_one_width_have_one_number_of_rows(lengths, budget, shuffle):
+    budget = replace(budget, fill=True, rows=budget.rows or 16)
+    widths = [-16 * (-length // 16) for length in lengths]
+    shapes = {
+        (max(widths[row] for row in batch if row >= 0), len(batch)) for batch in BatchSampler(widths, budget, shuffle)
+    }
+    assert len(shapes) == len({width for width, _ in shapes})
 
 
 def test_a_sampler_resumes_in_its_epoch_only():
-    sampler = BatchSampler([5] * 100, 10, shuffle=True)
+    sampler = BatchSampler([5] * 100, Budget(1, 10), shuffle=True)
     sampler.set_epoch(2)
     whole = list(sampler)
     sampler.resume_at = (2, 4)
@@ -104,7 +125,7 @@ def test_a_batch_is_padded_on_the_right_to_its_longest_row():
 @given(LENGTHS, st.sampled_from([[128], [64, 16, 128], [128, 200]]))
 def test_padded_widths_are_the_smallest_listed_that_fit(lengths, pad_lengths):
     rows = make_rows(lengths, pad_lengths)
-    for batch in sorted_batches(lengths, 8):
+    for batch in sorted_batches(lengths, Budget(1000, 8)):
         found = rows[batch]
         longest = max(lengths[row] for row in batch)
         assert found["input_ids"].shape[1] == min(length for length in pad_lengths if length >= longest)
@@ -113,7 +134,7 @@ def test_padded_widths_are_the_smallest_listed_that_fit(lengths, pad_lengths):
 
 def test_workers_give_the_same_batches_in_the_same_order():
     rows = make_rows([1 + row * 37 % 60 for row in range(100)])
-    sampler = BatchSampler(rows.lengths, 16, shuffle=True)
+    sampler = BatchSampler(rows.lengths, Budget(1, 16), shuffle=True)
     alone, workers = (DataLoader(rows, batch_size=None, sampler=sampler, num_workers=count) for count in (0, 2))
     for first, second in zip(alone, workers, strict=True):
         assert all(torch.equal(first[name], second[name]) for name in first)

@@ -141,7 +141,7 @@ def test_another_tokenizer_or_length_has_tokens_of_its_own(make_toy, tmp_path):
 def test_calibration_does_not_depend_on_how_training_is_batched(make_toy):
     reference = list(make_toy().calibration_dataloader())
     assert sorted(row for batch in reference for row in batch["row"].tolist()) == split_rows(make_toy())["train"]
-    assert max(len(batch["row"]) for batch in reference) <= 32
+    assert max(batch["input_ids"].numel() for batch in reference) <= 2048
     for kwargs in ({"batch_size": 3, "eval_batch_size": 5}, {"train_on": "head_init"}, {"num_workers": 1}):
         for one, two in zip(reference, make_toy(**kwargs).calibration_dataloader(), strict=True):
             assert all(torch.equal(one[name], two[name]) for name in one)
@@ -163,40 +163,38 @@ def test_a_smaller_calibration_is_a_part_of_train_and_not_its_longest_rows(make_
 
 
 def test_evaluation_and_calibration_compute_little_padding(make_toy):
-    module = make_toy()
-    assert padding(module.calibration_dataloader()) < 0.05
-    assert padding(module.test_dataloader()) < 0.06
+    module = make_toy(eval_tokens=512)
+    assert padding(module.calibration_dataloader()) < 0.2  # 200 rows are few for batches of 2,048 tokens
+    assert padding(module.test_dataloader()) < 0.1
     assert padding(module.train_dataloader()) < 0.15
 
 
 def test_fixed_lengths_leave_one_shape_a_length(make_toy):
-    module, plain = make_toy(pad_lengths=[64, 16, 128], eval_batch_size=16), make_toy()
+    module, plain = make_toy(pad_lengths=[64, 16, 128], eval_tokens=1024), make_toy()
     for name in ("test_dataloader", "train_dataloader"):
         batches = list(getattr(module, name)())
-        rows = 16 if name == "test_dataloader" else module.batch_size
-        assert {tuple(batch["input_ids"].shape) for batch in batches} == {(rows, 16), (rows, 64)}
+        rows = {16: 64, 64: 16} if name == "test_dataloader" else dict.fromkeys((16, 64), module.batch_size)
+        assert {tuple(batch["input_ids"].shape) for batch in batches} == {(rows[width], width) for width in rows}
         assert sorted(row for row in rows_of(batches) if row >= 0) == sorted(rows_of(getattr(plain, name)()))
     calibration = list(module.calibration_dataloader())
     assert sorted(rows_of(calibration)) == sorted(rows_of(plain.calibration_dataloader()))
-    assert all(len(batch["row"]) == 32 for batch in calibration[:-1])
+    assert all((batch["row"] >= 0).all() for batch in calibration)
 
 
-def test_a_budget_of_tokens_makes_large_batches_of_the_same_rows(make_toy):
-    module, plain = make_toy(eval_tokens=3000), make_toy()
+@pytest.mark.parametrize(
+    "limits", [{"eval_tokens": 300}, {"eval_batch_size": 5}, {"eval_tokens": 90, "eval_batch_size": 4}]
+)
+def test_evaluation_keeps_both_limits_and_reads_the_same_rows(make_toy, limits):
+    module, plain = make_toy(**limits), make_toy()
     for name in ("test_dataloader", "val_dataloader"):
         batches = list(getattr(module, name)())
-        assert max(batch["input_ids"].numel() for batch in batches) <= 3000
-        assert 2 * len(batches) < len(list(getattr(plain, name)()))
+        assert max(batch["input_ids"].numel() for batch in batches) <= limits.get("eval_tokens", 4096)
+        assert max(len(batch["row"]) for batch in batches) <= limits.get("eval_batch_size", 1000)
+        assert len(batches) > len(list(getattr(plain, name)()))
         assert sorted(rows_of(batches)) == sorted(rows_of(getattr(plain, name)()))
     same = zip(module.calibration_dataloader(), plain.calibration_dataloader(), strict=True)
     assert all(torch.equal(ours["row"], theirs["row"]) for ours, theirs in same)
     assert module.split_key("eval") != plain.split_key("eval")
-
-
-@pytest.mark.parametrize("wrong", [{"eval_tokens": 127}, {"eval_tokens": 3000, "pad_lengths": [128]}])
-def test_a_budget_below_a_row_or_beside_fixed_lengths_is_refused(make_toy, wrong):
-    with pytest.raises(DataError, match=r"eval_tokens is .*at least max_length, 128, and None with pad_lengths"):
-        make_toy(**wrong)
 
 
 def test_what_fills_a_batch_counts_nowhere(make_toy):

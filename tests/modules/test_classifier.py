@@ -97,17 +97,26 @@ def test_gradients_are_clipped_in_every_precision(precision, tiny_qwen, docstrin
     norms, clip = [], 1e-3
 
     class Watched(FullFineTuning):
-        def on_train_batch_end(self, *_):
+        def configure_gradient_clipping(self, *args, **kwargs):
+            super().configure_gradient_clipping(*args, **kwargs)
             grads = [p.grad for p in self.parameters() if p.grad is not None]
             norms.append(torch.nn.utils.get_total_norm(grads).item())
-
-        def optimizer_zero_grad(self, *_):
-            """Keep the gradients of the step that is taken."""
-            self.zero_grad()
 
     module = Watched(backbone=tiny_qwen, num_labels=7)
     trainer(max_steps=3, precision=precision, gradient_clip_val=clip).fit(module, datamodule=docstrings())
     assert norms == pytest.approx([clip] * 3, rel=1e-3)
+
+
+def test_gradients_are_freed_when_the_step_is_taken_and_not_before(tiny_qwen, docstrings, trainer):
+    left = []
+
+    class Watched(FullFineTuning):
+        def on_train_batch_end(self, *_):
+            left.append(any(p.grad is not None for p in self.parameters()))
+
+    module = Watched(backbone=tiny_qwen, num_labels=7)
+    trainer(max_steps=2, accumulate_grad_batches=2).fit(module, datamodule=docstrings())
+    assert left == [True, False, True, False]
 
 
 def test_an_unknown_backbone_is_told_with_where_it_was_looked_for(tmp_path, monkeypatch):

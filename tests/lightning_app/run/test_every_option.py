@@ -259,7 +259,7 @@ OUT_OF_RANGE: dict[str, list[str]] = {
     "model.masking.micro_batch_size": ["0"],
     "data.batch_size": ["0"],
     "data.eval_batch_size": ["0"],
-    "data.eval_tokens": ["1"],
+    "data.eval_tokens": ["0"],
     "data.max_length": ["0"],
     "data.head_init_size": ["1"],
     "data.train_size": ["1"],
