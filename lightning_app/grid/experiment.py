@@ -17,7 +17,8 @@ from tqdm.auto import tqdm
 
 from lightning_app.errors import UsageError, user_mistake
 from lightning_app.grid.condition import CONDITION_FILE, Condition, command_line
-from lightning_app.grid.schedule import Plan, Workers, followers, passes_of, run_all, tokens_of
+from lightning_app.grid.forecast import Load, describe, load_of, rates_of, work_of
+from lightning_app.grid.schedule import Plan, Workers, followers, run_all
 from lightning_app.grid.workers import InProcess, Processes, call_in_process, devices_of
 from lightning_app.messages import parse
 from lightning_app.results.files import METRICS_FILE, check_name, make_folder, read_json
@@ -65,6 +66,7 @@ def build_parser() -> ArgumentParser:
         help="Value of a key for every condition, or for one arm: influence:model.masking.fraction=0.01. Values of a "
         "config file are kept; the last value of a key is used.",
     )
+    add("--dry-run", action="store_true", help="Check everything, print what will run and what it takes, and stop.")
     add("--overwrite", action="store_true", help="Run complete conditions again, also under other settings.")
     return parser
 
@@ -290,7 +292,7 @@ def check_inputs(conditions: list[Condition]) -> Plan:
     """
     from lightning_app.run.cli import InfluenceCLI, PrepareData
 
-    passes: dict[str, float] = {}
+    loads: dict[str, Load] = {}
     with quiet():
         check_options(conditions)
         for condition in {condition.arm: condition for condition in reversed(conditions)}.values():
@@ -298,15 +300,16 @@ def check_inputs(conditions: list[Condition]) -> Plan:
                 cli = InfluenceCLI(command_line(condition), run=False)
                 trainer = cli.trainer
                 check_trainer(trainer)
-            passes[condition.arm] = passes_of(cli.model, trainer)
+            loads[condition.arm] = load_of(cli.identity.arm.role, cli.model, trainer, cli.datamodule)
             del cli
             gc.collect()
         data = {
             (condition.dataset, condition.seed): PrepareData(command_line(condition)).datamodule
             for condition in {(condition.dataset, condition.seed): condition for condition in conditions}.values()
         }
-    costs = {c: tokens_of(passes[c.arm], data[c.dataset, c.seed]) for c in conditions}
-    return Plan(*devices_of(trainer), costs)
+    works = {c: work_of(loads[c.arm], data[c.dataset, c.seed]) for c in conditions}
+    costs = {c: work.cost for c, work in works.items()}
+    return Plan(*devices_of(trainer), costs, works, str(trainer.precision))
 
 
 def check_trainer(trainer: Any) -> None:
@@ -423,6 +426,10 @@ def _run(options: Namespace, folder: Path, report: Callable[[Path], str]) -> int
         check_settings(conditions)
     todo = [condition for condition in conditions if options.overwrite or not condition.is_complete]
     print(f"{folder}: {len(conditions)} conditions, {len(conditions) - len(todo)} of them complete", flush=True)
+    if options.dry_run:
+        plan = call_in_process(check_inputs, conditions)
+        print(describe(plan.works, todo, rates_of(plan.accelerator, plan.precision), options.devices))
+        return 0
     failures = _run_todo(options, conditions, todo)
     for condition, reason in failures.items():
         print(f"failed: {condition}: {reason}", file=sys.stderr, flush=True)

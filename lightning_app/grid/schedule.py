@@ -1,13 +1,11 @@
 """The order of conditions: an arm runs after the one that it starts from, and the largest conditions run first."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 from lightning_app.grid.condition import Condition
-
-PASSES_OF_A_STEP = 3
-"""A backward pass costs as much as two forward passes."""
+from lightning_app.grid.forecast import Work
 
 
 @dataclass(frozen=True)
@@ -18,11 +16,15 @@ class Plan:
         accelerator: Type of the device that all of them run on: `cpu`, `cuda`, `mps`, or `xla` for a TPU.
         devices: Number of these devices on this machine; for `cpu`, its cores.
         costs: Tokens through the backbone by condition; a backward pass counts twice.
+        works: What each condition computes.
+        precision: The Trainer's.
     """
 
     accelerator: str
     devices: int
     costs: Mapping[Condition, int]
+    works: Mapping[Condition, Work] = field(default_factory=dict)
+    precision: str = "32-true"
 
 
 class Workers(Protocol):
@@ -48,21 +50,6 @@ class Event:
     condition: Condition
     kind: Literal["start", "end"]
     failure: str | None = None
-
-
-def tokens_of(passes: float, datamodule: Any) -> int:
-    """Return the cost of a condition: the tokens of the eval split once and of the train split `passes` times."""
-    return int(datamodule.num_tokens("eval") + passes * datamodule.num_tokens("train"))
-
-
-def passes_of(model: Any, trainer: Any) -> float:
-    """Return how often at most the train split passes through the backbone of an arm.
-
-    A frozen backbone reads it once, for features or for the gradient of a mask. A backbone that trains reads it in
-    every epoch, with a backward pass, and half as many rows of dev.
-    """
-    trains = any(parameter.requires_grad for parameter in model.backbone.parameters())
-    return (PASSES_OF_A_STEP + 0.5) * trainer.max_epochs if trains else float(PASSES_OF_A_STEP)
 
 
 def by_priority(todo: Sequence[Condition], costs: Mapping[Condition, int]) -> list[Condition]:

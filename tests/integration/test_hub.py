@@ -29,6 +29,22 @@ def test_all_sixteen_conditions_complete_and_again_offline(hub, tmp_path):
     assert json.loads(found.read_text())["accuracy"] == first["accuracy"]
 
 
+def test_the_study_of_qwen2_is_known_before_it_is_paid_for_and_runs(hub, tmp_path):
+    words = ["experiment", "-c", "configs/study-qwen2.yaml", "--quick"]
+    known = run_influence(*words, "--dry-run", cwd=tmp_path, **hub)
+    assert known.returncode == 0, known.stderr
+    assert known.stdout.count("| 3 |") == 4 * 8  # datasets, arms; each with three seeds
+    assert "To run: 96 conditions, at most" in known.stdout
+    part = ["--datasets", "sst2", "--seeds", "0", "--set", "trainer.max_epochs=1"]
+    done = run_influence(*words, *part, cwd=tmp_path, **hub)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(tmp_path.rglob("metrics.json"))) == 8
+    left = run_influence(*words, *part, "--arms", "full_ft", "taylor_highest", "--dry-run", cwd=tmp_path, **hub)
+    assert "3 conditions, 2 of them complete" in left.stdout
+    assert "| sst2 | taylor_highest | 1 |" in left.stdout
+    assert "| complete conditions |" in left.stdout
+
+
 def test_an_unreachable_hub_is_told_with_what_was_looked_for_and_how_to_work_offline(tmp_path):
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "home")}
     words = ["experiment", "--datasets", "sst2", "--backbone", "all-MiniLM-L6-v2", "--arms", "baseline"]
