@@ -54,7 +54,7 @@ class TextDataModule(LightningDataModule, ABC):
         head_init_size: Rows that train the head of the baseline.
         train_size: Rows that train the arms and from which masks are made.
         dev_size: Rows for early stopping and every choice.
-        eval_size: Rows of the evaluation split, stratified; None for all of them. Changes no other split.
+        eval_size: Most rows of the evaluation split, stratified; None for all of them. Changes no other split.
         calibration_size: Rows of train that masks are made from, stratified; all of them if None. They are the rows
             that a train split of that size would have.
         shuffle_calibration_labels: Permute the labels of those rows: a control whose gradient sees the texts without

@@ -23,7 +23,7 @@ SPLITS = ("head_init", "train", "dev", "eval")
 
 @dataclass(frozen=True)
 class SplitSizes:
-    """Rows in each split; `eval` is None for all of them."""
+    """Rows in each split; of `eval` at most so many, None for all of them."""
 
     head_init: int
     train: int
@@ -209,14 +209,14 @@ def _draw_from_pool(
 def _draw_eval(
     texts: Sequence[str], labels: Sequence[int], keys: Sequence[bytes], size: int | None, label_names: Sequence[str]
 ) -> list[int]:
-    """Return all rows, or a stratified `size` of them, in their own order."""
-    if size is None:
+    """Return all rows, or a stratified `size` of them if there are more, in their own order."""
+    if size is None or size >= len(labels):
         return list(range(len(labels)))
     by_class: list[list[int]] = [[] for _ in label_names]
     for row in sorted(range(len(labels)), key=lambda row: (keys[row], texts[row], labels[row])):
         by_class[labels[row]].append(row)
     counts = [len(rows) for rows in by_class]
-    _check_counts(counts, [1] * len(counts), size, label_names)
+    _check_counts(counts, [1] * len(counts), 0, label_names)
     shares = allocate(size, counts)
     return sorted(row for rows, share in zip(by_class, shares, strict=True) for row in rows[:share])
 

@@ -14,6 +14,7 @@ from lightning_app.errors import UsageError, user_mistake
 from lightning_app.results.files import METRICS_FILE, read_json, write_json, write_text
 from lightning_app.results.records import read_condition, read_metrics
 from lightning_app.results.settings import settings_digest
+from lightning_app.run.allocator import return_freed_memory
 from lightning_app.run.configs import read_config
 from lightning_app.run.quiet import quiet
 
@@ -140,6 +141,7 @@ def try_condition(condition: Condition, caches: "Caches | None" = None, verbose:
         return f"{type(error).__name__}: {error} ({_keep_traceback(condition)})"
     finally:
         gc.collect()
+        return_freed_memory()
     return None
 
 

@@ -24,6 +24,7 @@ from lightning_app.messages import parse
 from lightning_app.results.files import METRICS_FILE, check_name, make_folder, read_json
 from lightning_app.results.identity import Arm
 from lightning_app.results.settings import describe_difference
+from lightning_app.run.allocator import return_freed_memory
 from lightning_app.run.configs import (
     GridEntry,
     choose_arm,
@@ -303,6 +304,7 @@ def check_inputs(conditions: list[Condition]) -> Plan:
             loads[condition.arm] = load_of(cli.identity.arm.role, cli.model, trainer, cli.datamodule)
             del cli
             gc.collect()
+            return_freed_memory()
         data = {
             (condition.dataset, condition.seed): PrepareData(command_line(condition)).datamodule
             for condition in {(condition.dataset, condition.seed): condition for condition in conditions}.values()

@@ -2,6 +2,7 @@ import itertools
 import random
 import unicodedata
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -163,6 +164,14 @@ def test_a_smaller_train_is_the_front_of_a_larger_one_and_moves_nothing_else(lab
     small, large = (draw(pool, held_out, SplitSizes(3, train, 3)) for train in (size, larger))
     assert small["train"] == large["train"][:size]
     assert (small["head_init"], small["dev"]) == (large["head_init"], large["dev"])
+
+
+def test_more_eval_rows_than_there_are_are_all_of_them():
+    pool, held_out = make_rows(300), make_rows(50, "eval")
+    sizes = SplitSizes(20, 40, 20)
+    whole = draw(pool, held_out, sizes)
+    assert draw(pool, held_out, replace(sizes, eval=2000)) == draw(pool, held_out, replace(sizes, eval=50)) == whole
+    assert len(draw(pool, held_out, replace(sizes, eval=49))["eval"]) == 49
 
 
 PHRASES = st.lists(st.sampled_from(["a", "b", "c", "D", "e,", "(f)"]), min_size=1, max_size=9).map(" ".join)

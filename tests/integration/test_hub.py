@@ -42,7 +42,6 @@ def test_the_study_of_qwen2_is_known_before_it_is_paid_for_and_runs(hub, tmp_pat
     left = run_influence(*words, *part, "--arms", "full_ft", "taylor_highest", "--dry-run", cwd=tmp_path, **hub)
     assert "3 conditions, 2 of them complete" in left.stdout
     assert "| sst2 | taylor_highest | 1 |" in left.stdout
-    assert "| complete conditions |" in left.stdout
 
 
 def test_an_unreachable_hub_is_told_with_what_was_looked_for_and_how_to_work_offline(tmp_path):

@@ -1,4 +1,3 @@
-import resource
 import subprocess
 import sys
 
@@ -6,28 +5,56 @@ import pytest
 
 from lightning_app.run.allocator import keep_freed_memory
 
-ALLOCATE = """
+pytestmark = pytest.mark.skipif(not keep_freed_memory(), reason="the C library is not glibc")
+
+STEPS = """
 import resource, sys, torch
 from lightning_app.run.allocator import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
-for _ in range(2):
-    torch.ones(20_000_000)
+
+def step():
+    return [torch.ones(6_000_000) for _ in range(5)]
+
+step(), step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
-    torch.ones(20_000_000)
+    step()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
+MODELS = """
+import resource, torch
+from pathlib import Path
+from lightning_app.run.allocator import keep_freed_memory, return_freed_memory
 
-@pytest.mark.skipif(not keep_freed_memory(), reason="the C library has no mallopt")
-def test_a_large_tensor_takes_the_pages_of_one_that_was_freed():
-    pages = 5 * 80_000_000 // resource.getpagesize()
-    faults = {
-        way: int(
-            subprocess.run([sys.executable, "-c", ALLOCATE, way], capture_output=True, text=True, check=True).stdout
-        )
-        for way in ("kept", "mapped anew")
-    }
-    assert faults["kept"] < pages / 10
-    assert faults["mapped anew"] > 10 * faults["kept"]
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+keep_freed_memory()
+before, between = resident(), []
+for _ in range(20):
+    blocks = [torch.ones(6_000_000) for _ in range(2)]
+    between.append(blocks[1])
+    del blocks
+held = resident()
+return_freed_memory()
+print(held - before, resident() - before, sum(block.nbytes for block in between))
+"""
+
+
+def run(code: str, *words: str) -> list[int]:
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    return [int(number) for number in done.stdout.split()]
+
+
+def test_what_a_step_frees_serves_the_next_step():
+    (kept,), (returned,) = run(STEPS, "kept"), run(STEPS, "returned")
+    assert returned > 10_000  # pages of 4 KiB; the steps fill 146,000
+    assert kept < returned / 10
+
+
+def test_what_lies_free_between_blocks_is_returned():
+    held, left, used = run(MODELS)
+    assert left <= held
+    assert left < 1.2 * used
