@@ -17,7 +17,7 @@ WINDOW = 16
 SHORTEST = 0.9
 """Lower bound of the shortest row's length in a sorted batch, relative to the longest: bounds the padding."""
 
-SMALL = 0.25
+SMALL = 0.125
 """Share of its tokens below which a batch takes shorter rows nevertheless: small products are slow on every device."""
 
 NO_ROW = -1
