@@ -17,7 +17,7 @@ WINDOW = 16
 SHORTEST = 0.9
 """Lower bound of the shortest row's length in a sorted batch, relative to the longest: bounds the padding."""
 
-SMALL = 0.125
+LEAST_FILLED = 0.125
 """Share of its tokens below which a batch takes shorter rows nevertheless: small products are slow on every device."""
 
 NO_ROW = -1
@@ -49,7 +49,7 @@ class Budget:
 
     def is_over(self, rows: int, longest: int, length: int) -> bool:
         """Whether a batch of this many rows, padded to `longest`, is not to take a row of `length`."""
-        too_short = length < SHORTEST * longest and rows * longest >= SMALL * self.tokens
+        too_short = length < SHORTEST * longest and rows * longest >= LEAST_FILLED * self.tokens
         return rows == self.rows_of(longest) or (too_short and not self.fill)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from lightning_app.grid.condition import Condition
 from lightning_app.results.files import METRICS_FILE, read_json
 
-SHARE = 0.4
+REACHED_SHARE = 0.4
 """Share of the rate of one large product that a backbone reaches; `benchmarks/cpu.py` prints it for a CPU."""
 
 ADAMW_BYTES = 28
@@ -96,7 +96,7 @@ class Work:
 
     def seconds(self, rates: "Rates") -> float:
         """Return what it takes by arithmetic."""
-        products = 2 * self.load.matrices * self.cost / (SHARE * rates.flops)
+        products = 2 * self.load.matrices * self.cost / (REACHED_SHARE * rates.flops)
         return START_SECONDS + products + ADAMW_BYTES * self.load.trained * self.steps / rates.bytes
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from datamodules.batching import SMALL, BatchSampler, Budget, TokenizedRows, grouped_batches, sorted_batches
+from datamodules.batching import LEAST_FILLED, BatchSampler, Budget, TokenizedRows, grouped_batches, sorted_batches
 
 LENGTHS = st.lists(st.integers(1, 128), min_size=1, max_size=300)
 BATCH_SIZES = st.integers(1, 40)
@@ -42,7 +42,11 @@ def test_sorted_batches_have_every_row_once_longest_first_within_the_budget(leng
         assert tokens <= budget.tokens or len(batch) == 1
         assert budget.rows is None or len(batch) <= budget.rows
         before_the_last = tokens - lengths[batch[0]]
-        assert budget.fill or lengths[batch[-1]] >= 0.9 * lengths[batch[0]] or before_the_last < SMALL * budget.tokens
+        assert (
+            budget.fill
+            or lengths[batch[-1]] >= 0.9 * lengths[batch[0]]
+            or before_the_last < LEAST_FILLED * budget.tokens
+        )
 
 
 @given(LENGTHS, BUDGETS)

@@ -41,6 +41,7 @@ PRIVATE = {
     ("_dynamo", "backbone"): "torch.compiler.config has no recompile_limit in torch 2.9, which TPUs need",
     ("_WrappingCheckpointIO", "checkpoints"): "strategies for XLA accept no other wrapper",
     ("_step_supports_amp_scaling", "classifier"): "nothing else lets a fused AdamW clip in bf16-mixed",
+    ("_version", "arithmetic"): "nothing else tells that a tensor has changed; autograd's own check reads it",
     ("_hf_peft_config_loaded", "backbone"): "nothing else tells that transformers has added an adapter to a model",
     ("_trainer", "classifier"): "`trainer` raises without a Trainer, and an export has none",
     ("_data_source", "gradients.loaders"): "nothing else has a dataloader that was passed to `Trainer.fit`",
@@ -163,6 +164,26 @@ def test_a_parser_lists_its_actions():
 def test_a_fused_optimizer_announces_that_it_unscales():
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], fused=True)
     assert optimizer._step_supports_amp_scaling is True
+
+
+def test_every_write_to_a_tensor_changes_its_version():
+    weight = torch.nn.Parameter(torch.ones(3, 3))
+    versions = [weight._version]
+    with torch.no_grad():
+        for write in (
+            lambda: weight.add_(1),
+            lambda: weight[0].zero_(),
+            lambda: weight.view(-1).index_fill_(0, torch.tensor([1]), 0),
+            lambda: weight.copy_(torch.zeros(3, 3)),
+            lambda: torch.nn.Module.load_state_dict(torch.nn.ParameterList([weight]), {"0": torch.ones(3, 3)}),
+            lambda: weight.detach().mul_(2),
+        ):
+            write()
+            versions.append(weight._version)
+    weight.grad = torch.ones(3, 3)
+    torch.optim.AdamW([weight], fused=True).step()
+    versions.append(weight._version)
+    assert versions == sorted(set(versions))
 
 
 def test_recompilations_have_a_limit():
