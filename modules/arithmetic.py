@@ -14,8 +14,9 @@ class CpuAutocast(TorchFunctionMode):
     """Changes two functions. Enter it around a forward pass under bf16 autocast on a CPU.
 
     `linear` takes a bf16 copy of its weight, which is kept until the weight changes; autocast would cast it in every
-    pass. The product is the same to the bit. A weight that is being trained is left to autocast, as it changes in every
-    step; for the gradient of a model that does not change, see `unchanged`.
+    pass. The product is the same to the bit. A weight that trains is left to autocast, because it changes in every
+    step, and a fused optimizer does not say so (`Tensor._version` stays). Between `keep` and `release` no weight
+    changes, and copies of all of them are kept.
 
     `scaled_dot_product_attention` computes in float32. On a CPU the gradient of torch's kernel takes five to ten times
     as long in bf16 (`benchmarks/cpu.py` prints it), which for short texts is longer than the products of the layer.
@@ -38,25 +39,28 @@ class CpuAutocast(TorchFunctionMode):
                 return func(*map(_float32, args), **{name: _float32(value) for name, value in kwargs.items()})
         return func(*args, **kwargs)
 
+    def keep(self) -> None:
+        """Keep copies of weights that train as well, until `release`: none of them changes before."""
+        self._unchanged = True
+
+    def release(self) -> None:
+        """Drop the copies of weights that train; those of frozen ones are kept for the next pass."""
+        self._unchanged = False
+        self._copies = {key: kept for key, kept in self._copies.items() if not kept[0].requires_grad}
+
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Promise that no weight changes inside, so that copies serve passes with a gradient as well."""
-        self._unchanged = True
+        """Keep copies of all weights inside."""
+        self.keep()
         try:
             yield
         finally:
-            self._unchanged = False
             self.release()
 
-    def release(self) -> None:
-        """Drop the copies of weights that are trained; those of frozen ones are kept for the next pass."""
-        self._copies = {key: kept for key, kept in self._copies.items() if not kept[0].requires_grad}
-
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        with_gradient = weight.requires_grad and torch.is_grad_enabled()
-        if weight.dtype == torch.float32 and (self._unchanged or not with_gradient):
+        if weight.dtype == torch.float32 and (self._unchanged or not weight.requires_grad):
             copy = self._copy(weight)
-            weight = cast(Tensor, _Cast.apply(weight, copy)) if with_gradient else copy
+            weight = cast(Tensor, _Cast.apply(weight, copy)) if weight.requires_grad else copy
         return linear(input, weight, bias)
 
     def _copy(self, weight: Tensor) -> Tensor:

@@ -173,6 +173,7 @@ class Classifier(LightningModule):
 
     def on_validation_start(self) -> None:
         """Encode the rows to evaluate, if the backbone is frozen: those for early stopping in a fit, otherwise eval."""
+        self.arithmetic.keep()
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         self._eval_features = self._frozen_features(lambda data: data.early_stop_on if fitting else "eval")
 

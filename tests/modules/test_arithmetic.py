@@ -58,6 +58,7 @@ def test_products_and_their_gradients_equal_autocasts_to_the_bit(layer, trained,
 
 def test_a_copy_is_made_once_and_again_when_the_weight_has_changed(layer):
     mode, vectors, watch = CpuAutocast(), torch.randn(8, 64), Watch()
+    layer.weight.requires_grad_(False)
     copies = []
     for change in (False, False, True, False):
         with torch.no_grad():
@@ -76,12 +77,31 @@ def test_a_weight_that_trains_has_no_copy_that_may_grow_old(layer):
     mode = CpuAutocast()
     with AUTOCAST, mode:
         layer(torch.randn(2, 64))
+    with AUTOCAST, mode, torch.no_grad():
+        layer(torch.randn(2, 64))
     assert not mode._copies
+    mode.keep()
     with AUTOCAST, mode, torch.no_grad():
         layer(torch.randn(2, 64))
     assert mode._copies
     mode.release()
     assert not mode._copies
+
+
+def test_evaluations_between_steps_of_a_fused_optimizer_see_its_weights(tiny_qwen, docstrings, trainer):
+    seen = []
+
+    class Watched(FullFineTuning):
+        def on_validation_batch_end(self, outputs, batch, *_):
+            own, self.arithmetic = self.arithmetic, CpuAutocast()
+            fresh = self(batch["input_ids"], batch["attention_mask"])
+            self.arithmetic = own
+            seen.append(bool(own._copies) and torch.equal(outputs["logits"], fresh))
+
+    module = Watched(backbone=tiny_qwen, num_labels=7, learning_rate=1e-2)
+    trainer(max_epochs=2, precision="bf16-mixed").fit(module, datamodule=docstrings())
+    assert len(seen) > 1
+    assert all(seen)
 
 
 def test_a_copy_that_an_evaluation_made_serves_training(layer):
