@@ -94,7 +94,8 @@ def test_evaluations_between_steps_of_a_fused_optimizer_see_its_weights(tiny_qwe
     class Watched(FullFineTuning):
         def on_validation_batch_end(self, outputs, batch, *_):
             own, self.arithmetic = self.arithmetic, CpuAutocast()
-            fresh = self(batch["input_ids"], batch["attention_mask"])
+            with AUTOCAST:
+                fresh = self(batch["input_ids"], batch["attention_mask"])
             self.arithmetic = own
             seen.append(bool(own._copies) and torch.equal(outputs["logits"], fresh))
 
