@@ -38,30 +38,24 @@ class Rows(Dataset):
         return {"input_ids": self.rows.tokens[row].tolist(), "labels": int(self.rows.labels[row])}
 
 
-class StepClock(TrainerCallback):
-    """Takes the seconds of each training step."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self.started = now()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.seconds.append(now() - self.started)
-
-
 class Clock(TrainerCallback):
-    """Takes the seconds of each epoch."""
+    """Takes the seconds of each epoch and of each training step."""
 
     def __init__(self) -> None:
-        self.seconds: list[float] = []
+        self.epochs: list[float] = []
+        self.steps: list[float] = []
 
     def on_epoch_begin(self, *_: Any, **__: Any) -> None:
-        self.started = now()
+        self.epoch_started = now()
 
     def on_epoch_end(self, *_: Any, **__: Any) -> None:
-        self.seconds.append(now() - self.started)
+        self.epochs.append(now() - self.epoch_started)
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.step_started = now()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.steps.append(now() - self.step_started)
 
 
 def now() -> float:
@@ -106,7 +100,7 @@ def tokens_a_second(
             )
             trainer.remove_callback(PrinterCallback)
             trainer.train()
-            found[arm] = sum(train.lengths) / min(clock.seconds[1:] or clock.seconds)
+            found[arm] = sum(train.lengths) / min(clock.epochs[1:] or clock.epochs)
             if arm == "full_ft":
                 found["evaluation"] = sum(evaluation.lengths) / min(_seconds(trainer, evaluation) for _ in range(2))
         del trainer, model
@@ -127,7 +121,7 @@ def epoch_seconds(folder: str, tokenizer: str, train: Any, num_labels: int, orde
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=num_labels, dtype=torch.float32)
     padding = AutoTokenizer.from_pretrained(f"{tokenizer}/{WORD_TOKENIZER}")
     model.config.pad_token_id = padding.pad_token_id
-    clock = StepClock()
+    clock = Clock()
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(
             model,
@@ -152,8 +146,8 @@ def epoch_seconds(folder: str, tokenizer: str, train: Any, num_labels: int, orde
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    counted = clock.seconds[warm_up:]
-    return sum(counted) / len(counted) * len(clock.seconds)
+    counted = clock.steps[warm_up:]
+    return sum(counted) / len(counted) * len(clock.steps)
 
 
 def _seconds(trainer: Trainer, rows: Any) -> float:

@@ -25,9 +25,6 @@ ACTIVATION_BYTES = 6
 PROGRAM_BYTES = 600_000_000
 """Of memory, for Python and its packages."""
 
-CACHE_BYTES = 4 << 30
-"""What features and gradients take on disk at most (`modules.store.LIMIT`)."""
-
 
 @dataclass(frozen=True)
 class Load:
@@ -110,6 +107,7 @@ class Rates:
 
 def load_of(role: str, model: Any, trainer: Any, datamodule: Any) -> Load:
     """Return what an arm asks of a device."""
+    from datamodules.base import CALIBRATION_TOKENS
     from influence_masking import find_candidates
 
     matrices = [p for name, p in find_candidates(model, model.candidate_targets()).items() if "lora_" not in name]
@@ -124,7 +122,9 @@ def load_of(role: str, model: Any, trainer: Any, datamodule: Any) -> Load:
         sum(p.shape[0] for p in matrices),
         sum(p.numel() for p in model.parameters()),
         sum(p.numel() for p in model.parameters() if p.requires_grad),
-        datamodule.batch_size * datamodule.max_length,
+        max(
+            datamodule.batch_size * datamodule.max_length if trains != "none" else 0, CALIBRATION_TOKENS if masks else 0
+        ),
     )
 
 
@@ -202,6 +202,8 @@ def corrections(works: Mapping[Condition, Work], rates: Rates) -> dict[str, floa
 
 def describe(works: Mapping[Condition, Work], todo: Sequence[Condition], rates: Rates | None, devices: int) -> str:
     """Return the table of datasets and arms that are to run, and the sums, as Markdown."""
+    from modules.store import LIMIT
+
     shared = shared_gradients(works)
     ratios = corrections(shared, rates) if rates else {}
     groups: dict[tuple[str, str], list[Condition]] = defaultdict(list)
@@ -223,13 +225,13 @@ def describe(works: Mapping[Condition, Work], todo: Sequence[Condition], rates: 
         memory, disk = load.memory_bytes / 1e9, load.disk_bytes * len(conditions) / 1e9
         lines.append(f"| {dataset} | {arm} | {len(conditions)} | {minutes} | {source} | {memory:.1f} | {disk:.2f} |")
     memory = max((works[condition].load.memory_bytes for condition in todo), default=0) / 1e9
-    kept = (sum(works[condition].load.disk_bytes for condition in todo) + CACHE_BYTES) / 1e9
+    kept = (sum(works[condition].load.disk_bytes for condition in todo) + LIMIT) / 1e9
     unfinished = max((12 * works[condition].load.trained for condition in todo), default=0) / 1e9
     on = f"on {devices} device{'s' * (devices > 1)}"
     duration = f"at most {_duration(total / devices)} {on}" if rates else "for an unknown time"
     lines.append(f"\nTo run: {len(todo)} conditions, {duration}. Early stopping ends most fits sooner.")
     lines.append(
-        f"Memory: {memory * devices:.1f} GB. Disk: {kept:.1f} GB, of which {CACHE_BYTES / 1e9:.1f} GB at most are kept "
+        f"Memory: {memory * devices:.1f} GB. Disk: {kept:.1f} GB, of which {LIMIT / 1e9:.1f} GB at most are kept "
         f"tensors, and {unfinished:.1f} GB more while a fit is unfinished."
     )
     return "\n".join(lines)
